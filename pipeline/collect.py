@@ -1,0 +1,82 @@
+"""What a slice's run left in its folder, gathered for the commit."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+from pipeline.job import Job
+from schemas.arrow import QUANTILES, RANGES
+from transforms.archive import files, pending, rows
+from transforms.ranges.ranges import Ranges, close
+from transforms.ranges.series import per_series
+
+_QUANTILES = dict(zip(QUANTILES, (0.5, 0.9, 0.99, 0.999), strict=True))
+
+
+class Kept(NamedTuple):
+    """Ranges of closed epochs, and the counts of the epoch after them."""
+
+    closed: Ranges
+    open: Ranges
+
+
+def ranges_after(before: Kept, closed_before: int, closed: int, job: Job, folder: Path) -> Kept:
+    """Ranges after a slice, each closed epoch's also as rows of table `ranges` in the folder.
+
+    Args:
+      before: as the slice found them.
+      closed_before: newest epoch in `before.closed`.
+      closed: newest epoch that is closed after the slice.
+      job: whose model's ranges they are.
+      folder: of the slice; where the judge left what it closed.
+    """
+    opened = pending.pending_path(folder, job.model, "open", closed + 1, pending.RANGES)
+    if opened.exists():
+        return _from_judge(before, opened, folder, job)
+    if closed == closed_before:
+        return before
+    # No record of the slice reached the judge: the open epoch closes with what it had.
+    merged = close(before.closed, before.open)
+    _write_rows(merged, closed_before + 1, folder, job)
+    return Kept(merged, before.open.emptied())
+
+
+def pending_files(
+    before: Mapping[int, tuple[str, ...]], folder: Path, root: Path
+) -> dict[int, tuple[str, ...]]:
+    """Per epoch the files that wait for the archive, those of this slice's folder added."""
+    gathered = dict(before)
+    for path in sorted(folder.glob(f"*/*.{pending.TABLES}")):
+        epoch = pending.epoch_of(path)
+        gathered[epoch] = (*gathered.get(epoch, ()), str(path.relative_to(root)))
+    return gathered
+
+
+def _from_judge(before: Kept, opened: Path, folder: Path, job: Job) -> Kept:
+    closed = before.closed
+    for path in sorted(opened.parent.glob("closed-*"), key=pending.epoch_of):
+        closed = _read(path)
+        _write_rows(closed, pending.epoch_of(path), folder, job)
+    return Kept(closed, _read(opened))
+
+
+def _read(path: Path) -> Ranges:
+    ranges = Ranges.from_bytes(path.read_bytes())
+    path.unlink()  # the state keeps it by its hash from here on
+    return ranges
+
+
+def _write_rows(ranges: Ranges, epoch: int, folder: Path, job: Job) -> None:
+    counts = ranges.counts
+    table = rows.ranges_table(
+        epoch,
+        epoch * job.epoch_ms,
+        ranges.hash,
+        per_series(counts.conversations, counts.directions),
+        counts.maximum,
+        {name: counts.quantile(q) for name, q in _QUANTILES.items()},
+        job.directions.entries,
+        job.directions.hash,
+    )
+    path = pending.pending_path(folder, job.model, RANGES, epoch, pending.TABLES)
+    files.write_table(table, path)

@@ -1,0 +1,93 @@
+"""What each command does once its options are known."""
+
+import argparse
+import signal
+import threading
+from collections.abc import Callable, Sequence
+
+from pipeline import calibrating, preflight, report
+from pipeline.demo import run as demo
+from pipeline.job import Job
+from pipeline.slices import Slices
+from pipeline.state import State
+from transforms.model import directions
+
+POLL_SECONDS = 0.5
+"""Between looks at logs that had nothing new."""
+
+
+def run(known: argparse.Namespace, beam_arguments: Sequence[str]) -> int:
+    """Run the command that `known` names; returns the exit status.
+
+    Raises:
+      ConfigurationError: found wrong before anything started.
+      RunFailedError: the run cannot be trusted.
+    """
+    commands: dict[str, Callable[[argparse.Namespace, Sequence[str]], int]] = {
+        "directions": _directions,
+        "calibrate": _calibrate,
+        "audit": _audit,
+        "watch": _watch,
+        "demo": _demo,
+    }
+    return commands[known.command](known, beam_arguments)
+
+
+def follow(slices: Slices, stop: threading.Event, *, endless: bool) -> None:
+    """Run slices until the logs end, or for ever until `stop` is set."""
+    while not stop.is_set():
+        commit = slices.step()
+        if commit is not None:
+            report.slice_done(commit, slices.lag())
+        elif endless:
+            stop.wait(POLL_SECONDS)
+        else:
+            return
+
+
+def _directions(known: argparse.Namespace, _: Sequence[str]) -> int:
+    preflight.check_writable(known.out, "--out")
+    found = directions.compute_directions(
+        known.base, known.tuned, known.top_k, known.skip_last, known.model_name
+    )
+    directions.save(found, known.out)
+    layers = {entry.layer for entry in found.entries}
+    report.say(f"{len(found.entries)} directions of {len(layers)} layers in {known.out}")
+    return 0
+
+
+def _calibrate(known: argparse.Namespace, beam_arguments: Sequence[str]) -> int:
+    calibrating.calibrate(known, beam_arguments, follow)
+    return 0
+
+
+def _audit(known: argparse.Namespace, beam_arguments: Sequence[str]) -> int:
+    job = preflight.job(known, beam_arguments, endless=False)
+    state = State(known.state or job.archive / "_state" / job.config_hash[:12])
+    _follow_until_stopped(job, state, endless=False)
+    state.remove() if known.state is None else state.close()
+    return 0
+
+
+def _watch(known: argparse.Namespace, beam_arguments: Sequence[str]) -> int:
+    job = preflight.job(known, beam_arguments, endless=True)
+    state = State(known.state)
+    _follow_until_stopped(job, state, endless=True)
+    state.close()
+    return 0
+
+
+def _demo(known: argparse.Namespace, _: Sequence[str]) -> int:
+    if known.make_ranges:
+        return demo.make_ranges(known.build, known.examples)
+    return demo.run(known.build, known.examples)
+
+
+def _follow_until_stopped(job: Job, state: State, *, endless: bool) -> None:
+    stop = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stop.set())
+    slices = Slices(job, state)
+    report.started(job, state.root, slices.commit)
+    follow(slices, stop, endless=endless)
+    report.totals(slices.commit, job)

@@ -1,0 +1,1 @@
+"""The demonstration: a real LLM, a real log and a real broker, all from package registries."""

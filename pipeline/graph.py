@@ -1,0 +1,42 @@
+"""The whole job, from log to verdict."""
+
+from pathlib import Path
+
+import apache_beam as beam
+from schemas.plan import Plan
+from transforms.read import ReadLog
+
+from pipeline.job import Job
+from transforms.alerts import SendAlerts
+from transforms.archive_tables import WriteTables
+from transforms.dead_letters import SendDeadLetters
+from transforms.decode import Decode
+from transforms.judge import JudgeEpochs, JudgeStart
+from transforms.score import Score
+from transforms.skipped import CountSkipped
+from transforms.snapshots import WriteSnapshots
+
+
+def build(pipeline: beam.Pipeline, job: Job, plan: Plan, start: JudgeStart, folder: Path) -> None:
+    """Lay out one slice of the job.
+
+    Args:
+      pipeline: what to build on; any runner.
+      job: the configuration.
+      plan: which records are read.
+      start: the ranges they are judged against.
+      folder: where files wait for their epoch to close.
+    """
+    records = pipeline | "Read" >> ReadLog(plan, job.event_time, job.epoch_ms)
+    decoded = records | "Decode" >> Decode(job.engine, job.max_tokens)
+    outcomes = decoded.tokenized | "Score" >> Score(
+        job.engine, job.model, job.batch_tokens, keep_tokens=job.excerpt_tokens > 0
+    )
+    judged = outcomes.scored | "Judge" >> JudgeEpochs(job.policy, start, job.epoch_ms)
+    dead = (decoded.dead_letters, outcomes.unscored) | "Dead" >> beam.Flatten()
+
+    judged.verdicts | "Alert" >> SendAlerts(job.alerts, job.directions, plan.clock_ms, job.excerpts)
+    judged.verdicts | "Archive" >> WriteTables(folder, job.epoch_ms, job.directions, job.excerpts)
+    judged.snapshots | "KeepRanges" >> WriteSnapshots(folder)
+    dead | "DeadLetters" >> SendDeadLetters(job.dead_letters)
+    decoded.skipped | "Skip" >> CountSkipped()

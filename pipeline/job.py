@@ -1,0 +1,84 @@
+"""What is to be run, resolved and checked: the hand-over from the command line to the graph."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from transforms.logs.times import EventTime
+
+from schemas.artefacts import combined_hash
+from transforms.model.directions import Directions
+from transforms.model.engine import Engine
+from transforms.model.excerpts import Excerpts
+from transforms.ranges.policies import Policy
+from transforms.ranges.ranges import Ranges
+
+
+@dataclass(frozen=True)
+class Job:
+    """Everything a slice needs besides its plan and what was judged before it.
+
+    Attributes:
+      inputs: URIs of the logs.
+      event_time: what dates a record.
+      epoch_ms: length of an epoch.
+      engine: tokenizer and scorer of the fine-tuned model.
+      model: name under which its conversations are judged and archived.
+      directions: the artefact the scorer uses, for names and hash.
+      policy: decides about a conversation.
+      base_ranges: what judging starts from; empty where nothing was calibrated.
+      archive: root of the Parquet tables.
+      alerts: URI that alerts go to.
+      dead_letters: URI that dead letters go to.
+      max_tokens: conversations are cut there; None: never.
+      batch_tokens: most tokens in a batch.
+      excerpt_tokens: tokens of text shown on each side of a peak; 0: no text leaves.
+      slice_records: most records in a slice.
+      idle_ms: how long a partition may be silent before it no longer holds the others back.
+      beam_arguments: handed to Beam as they are.
+    """
+
+    inputs: tuple[str, ...]
+    event_time: EventTime
+    epoch_ms: int
+    engine: Engine
+    model: str
+    directions: Directions
+    policy: Policy
+    base_ranges: Ranges
+    archive: Path
+    alerts: str
+    dead_letters: str
+    max_tokens: int | None = None
+    batch_tokens: int = 4096
+    excerpt_tokens: int = 0
+    slice_records: int = 2000
+    idle_ms: int = 30_000
+    beam_arguments: tuple[str, ...] = ()
+
+    @property
+    def excerpts(self) -> Excerpts | None:
+        """Makes the text shown in alerts; None unless asked for."""
+        return Excerpts(self.engine, self.excerpt_tokens) if self.excerpt_tokens else None
+
+    @property
+    def run_id(self) -> str:
+        """Names the archive's files, so that the same job again replaces what it wrote."""
+        return self.config_hash[:12]
+
+    @property
+    def config_hash(self) -> str:
+        """Changes with everything that could make a re-run of a plan give other results."""
+        return combined_hash(
+            {
+                "inputs": "\n".join(self.inputs),
+                "event_time": repr(self.event_time),
+                "epoch_ms": str(self.epoch_ms),
+                "engine": repr(self.engine),
+                "model": self.model,
+                "directions": self.directions.hash,
+                "policy": repr(self.policy),
+                "base_ranges": self.base_ranges.hash,
+                "outputs": "\n".join((str(self.archive), self.alerts, self.dead_letters)),
+                "tokens": f"{self.max_tokens}/{self.batch_tokens}/{self.excerpt_tokens}",
+            }
+        )

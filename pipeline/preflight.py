@@ -1,0 +1,134 @@
+"""Everything that can be found wrong before anything starts, turned into a job or one line.
+
+Every function here raises ConfigurationError with what is wrong and what to do.
+"""
+
+import argparse
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from transforms.logs.open import check_log
+from transforms.logs.times import EventTime
+
+from pipeline import runner
+from pipeline.job import Job
+from schemas.artefacts import read_json
+from schemas.errors import ConfigurationError
+from schemas.uris import KafkaUri, parse_uri
+from transforms.delivery.sinks import check_sink
+from transforms.model import directions
+from transforms.model.directions import Directions
+from transforms.model.engine import TrunkEngine
+from transforms.ranges.policies import PolicySettings, make_policy
+from transforms.ranges.ranges import Ranges
+from transforms.ranges.snapshots import MANIFEST, load_snapshot
+
+ONE_EPOCH_MS = 10**14
+"""Longer than any log: everything is one epoch."""
+
+
+def job(known: argparse.Namespace, beam_arguments: Sequence[str], *, endless: bool) -> Job:
+    """Resolve and check the options of `audit` (endless=False) or `watch` (endless=True)."""
+    runner.check_beam_arguments(beam_arguments)
+    inputs = check_inputs(known, endless=endless)
+    check_writable(known.archive, "--archive")
+    alerts = known.alerts or str(known.archive / "alerts.jsonl")
+    dead_letters = known.dead_letters or str(known.archive / "dead_letters.jsonl")
+    for uri in (alerts, dead_letters):
+        check_sink(uri)
+    engine, artefact = check_model(known)
+    model = known.model_name or artefact.model_name
+    return Job(
+        inputs=inputs,
+        event_time=EventTime(known.event_time),
+        epoch_ms=known.epoch,
+        engine=engine,
+        model=model,
+        directions=artefact,
+        policy=make_policy(known.policy, _policy_settings(known)),
+        base_ranges=_base_ranges(known, artefact, model),
+        archive=known.archive,
+        alerts=alerts,
+        dead_letters=dead_letters,
+        max_tokens=known.max_tokens,
+        batch_tokens=known.batch_tokens,
+        excerpt_tokens=known.excerpt_tokens,
+        slice_records=known.slice_records,
+        idle_ms=known.idle,
+        beam_arguments=tuple(beam_arguments),
+    )
+
+
+def check_inputs(known: argparse.Namespace, *, endless: bool) -> tuple[str, ...]:
+    """The inputs as URIs with an end, or without one for `watch`; each can be read."""
+    inputs = tuple(_input(text, endless=endless) for text in known.input)
+    for uri in inputs:
+        check_log(uri)
+    return inputs
+
+
+def check_model(known: argparse.Namespace) -> tuple[TrunkEngine, Directions]:
+    """The engine, once its folders, directions and chat template are known to belong together."""
+    artefact = directions.load(known.directions)
+    directions.check_model(artefact, known.base, known.tuned)
+    engine = TrunkEngine(known.base, known.tuned, known.directions, known.device, known.dtype)
+    if not engine.tokenizer().chat_template:
+        raise ConfigurationError(
+            f"the tokenizer of {known.base or known.tuned} has no chat template; "
+            f"put the chat_template.jinja the model was tuned with into that folder"
+        )
+    return engine, artefact
+
+
+def check_writable(folder: Path, option: str) -> None:
+    """Make the folder and see that files can be made in it."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / f".probe-{os.getpid()}"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise ConfigurationError(
+            f"cannot write to {option} {folder} ({error.strerror}); give a writable folder"
+        ) from None
+
+
+def _input(text: str, *, endless: bool) -> str:
+    uri = parse_uri(text)
+    if endless and (not isinstance(uri, KafkaUri) or uri.end is not None):
+        raise ConfigurationError(
+            f"watch reads Kafka topics without an end, not {text}; use audit for a finished log"
+        )
+    if not endless and isinstance(uri, KafkaUri) and uri.end is None:
+        return f"{text}{'&' if '?' in text else '?'}end=latest"
+    return text
+
+
+def _policy_settings(known: argparse.Namespace) -> PolicySettings:
+    return PolicySettings(
+        rate=known.rate, percentile=known.percentile, min_calibration=known.min_calibration
+    )
+
+
+def _base_ranges(known: argparse.Namespace, artefact: Directions, model: str) -> Ranges:
+    if known.ranges is None:
+        return _no_ranges(known, artefact, model)
+    ranges = load_snapshot(known.ranges, artefact.hash)
+    calibrated_at = read_json(known.ranges / MANIFEST)["made"].get("max_tokens")
+    if calibrated_at != known.max_tokens:
+        raise ConfigurationError(
+            f"{known.ranges} was calibrated with --max-tokens {calibrated_at or 'unset'}, not "
+            f"{known.max_tokens or 'unset'}; scores of other lengths cannot be compared, give it so"
+        )
+    return ranges
+
+
+def _no_ranges(known: argparse.Namespace, artefact: Directions, model: str) -> Ranges:
+    undated = [text for text in known.input if not isinstance(parse_uri(text), KafkaUri)]
+    if undated and known.event_time is None:
+        raise ConfigurationError(
+            f"{undated[0]} has no times to learn ranges along; give --ranges (made by `deltawatch "
+            f"calibrate`), or --event-time with the field that dates a record"
+        )
+    return Ranges.empty(len(artefact.entries), artefact.hash, model)

@@ -1,0 +1,34 @@
+"""Closed epochs, from the state directory into the archive: every row visible exactly once."""
+
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+
+from pipeline.job import Job
+from pipeline.state import State
+from schemas.commit import Commit
+from transforms.archive import files, pending
+
+
+def finish_epochs(job: Job, state: State, commit: Commit) -> None:
+    """Merge the files of epochs that the commit closed; repeating it changes nothing."""
+    for epoch, names in commit.to_archive.items():
+        _finish(job, epoch, [state.root / name for name in names])
+    state.drop_empty_folders()
+
+
+def _finish(job: Job, epoch: int, paths: Sequence[Path]) -> None:
+    # Deleting begins only once everything is in the archive: with one file gone, all of it is.
+    if all(path.exists() for path in paths):
+        for table, members in _by_table(paths).items():
+            name = f"{job.run_id}-{epoch}"
+            files.merge(members, job.archive, table, job.model, name)
+    for path in paths:
+        path.unlink(missing_ok=True)
+
+
+def _by_table(paths: Sequence[Path]) -> dict[str, list[Path]]:
+    tables = defaultdict(list)
+    for path in paths:
+        tables[pending.what_of(path)].append(path)
+    return dict(tables)

@@ -1,0 +1,36 @@
+"""What a person sees on stderr while a job runs."""
+
+import sys
+import time
+from pathlib import Path
+
+from pipeline.job import Job
+from schemas.commit import Commit
+
+
+def say(text: str) -> None:
+    """One line for a person, at once even through a pipe."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def started(job: Job, state: Path, commit: Commit) -> None:
+    """What is going to be done, and from where."""
+    begin = f"after slice {commit.number}" if commit.number else "from the beginning"
+    say(f"{job.model}: {len(job.directions.entries)} directions, policy {job.policy.name}")
+    say(f"reading {', '.join(job.inputs)} {begin}; state in {state}")
+
+
+def slice_done(commit: Commit, lag: int, seconds: float) -> None:
+    """One line a slice: progress, speed, what was found, how much waits."""
+    done = commit.slice_ledger
+    say(
+        f"{time.strftime('%H:%M:%S')} slice {commit.number}: {done.scored} conversations scored,"
+        f" {done.tokens / max(seconds, 1e-3):,.0f} tokens/s, {done.flagged} flagged,"
+        f" {done.uncalibrated} not calibrated, {done.dead_lettered} dead letters, lag {lag:,}"
+    )
+
+
+def totals(commit: Commit, job: Job) -> None:
+    """The ledger, and where everything lies."""
+    say(f"records: {commit.total_ledger}")
+    say(f"alerts: {job.alerts}  dead letters: {job.dead_letters}  archive: {job.archive}")

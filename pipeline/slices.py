@@ -1,0 +1,146 @@
+"""The loop of `watch` and `audit`: plan a slice, run it, commit it, go on.
+
+A slice is fixed by its plan before it is read, so a run that dies is run again and gives the
+same verdicts; the commit makes its outcome the truth.
+"""
+
+import logging
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from schemas.plan import Plan
+from transforms.logs.open import Logs
+
+from pipeline import collect, publish, runner
+from pipeline.collect import Kept
+from pipeline.job import Job
+from pipeline.state import State
+from schemas.commit import Commit, Ledger
+from schemas.errors import ConfigurationError, RunFailedError
+from transforms.judge import JudgeStart
+from transforms.logs import planner
+
+_LOG = logging.getLogger(__name__)
+
+TARGET_SECONDS = 10
+"""How long a slice's run should take: its alerts leave at its end."""
+
+FIRST_SLICE_RECORDS = 200
+"""Before a speed is known."""
+
+
+class Slices:
+    """Runs a job slice by slice on a state directory."""
+
+    def __init__(
+        self, job: Job, state: State, now_ms: Callable[[], int] = lambda: time.time_ns() // 10**6
+    ) -> None:
+        """Take up where the newest commit left off, finishing what it had begun to archive.
+
+        Raises:
+          ConfigurationError: the state was made under a configuration that cannot go on here.
+        """
+        self._job = job
+        self._state = state
+        self._now_ms = now_ms
+        self._logs = Logs(job.inputs)
+        self._target = min(FIRST_SLICE_RECORDS, job.slice_records)
+        self.commit = state.newest_commit() or self._first_commit()
+        self._check_resumable()
+        publish.finish_epochs(job, state, self.commit)
+
+    def step(self) -> Commit | None:
+        """Run the next slice; None when there is nothing to read now.
+
+        Raises:
+          RunFailedError: the slice's counts do not add up; nothing was committed.
+        """
+        plan = self._state.pending_plan() or self._next_plan()
+        if plan is None:
+            return None
+        self._state.write_plan(plan)
+        started = time.monotonic()
+        folder = self._state.fresh_slice_folder(plan.number)
+        ledger = self._run(plan, folder)
+        self._tune(plan, time.monotonic() - started)
+        self.commit = self._after(plan, folder, ledger)
+        self._state.write_commit(self.commit)
+        publish.finish_epochs(self._job, self._state, self.commit)
+        return self.commit
+
+    def lag(self) -> int:
+        """Records (bytes, for files) that are in the logs and not yet committed."""
+        return self._logs.remaining(self.commit.progress)
+
+    def _first_commit(self) -> Commit:
+        ranges = self._state.write_ranges(self._job.base_ranges)
+        opened = self._state.write_ranges(self._job.base_ranges.emptied())
+        none = Ledger()
+        return Commit(0, self._job.config_hash, (), None, ranges, opened, none, none, {}, {})
+
+    def _check_resumable(self) -> None:
+        plan = self._state.pending_plan()
+        if plan is not None and plan.config_hash != self._job.config_hash:
+            raise ConfigurationError(
+                f"{self._state.root} holds a slice begun under another configuration; start once "
+                f"with the former one to finish it, or give another --state"
+            )
+        ranges = self._state.read_ranges(self.commit.ranges_hash)
+        if ranges.directions_hash != self._job.directions.hash:
+            raise ConfigurationError(
+                f"{self._state.root} holds ranges of other directions; give another --state"
+            )
+
+    def _next_plan(self) -> Plan | None:
+        limits = planner.Limits(records=self._target, idle_ms=self._job.idle_ms)
+        return planner.plan(
+            self._logs,
+            self.commit.progress,
+            self.commit.closed_epoch,
+            self._job.event_time,
+            self._job.epoch_ms,
+            limits,
+            number=self.commit.number + 1,
+            clock_ms=self._now_ms(),
+            config_hash=self._job.config_hash,
+        )
+
+    def _run(self, plan: Plan, folder: Path) -> Ledger:
+        if plan.records == 0:
+            return Ledger()
+        start = JudgeStart(
+            self._closed_before(plan),
+            self._state.ranges_path(self.commit.ranges_hash),
+            self._state.ranges_path(self.commit.open_hash),
+            plan.complete_through,
+        )
+        ledger = runner.run(self._job, plan, start, folder)
+        if ledger.seen != plan.records or not ledger.balanced:
+            raise RunFailedError(
+                f"slice {plan.number} does not add up, nothing of it is committed:"
+                f" {plan.records} planned, {ledger}"
+            )
+        return ledger
+
+    def _after(self, plan: Plan, folder: Path, ledger: Ledger) -> Commit:
+        closed_before = self._closed_before(plan)
+        closed = closed_before if plan.complete_through is None else plan.complete_through
+        before = Kept(
+            self._state.read_ranges(self.commit.ranges_hash),
+            self._state.read_ranges(self.commit.open_hash),
+        )
+        kept = collect.ranges_after(before, closed_before, closed, self._job, folder)
+        files = collect.pending_files(self.commit.pending, folder, self._state.root)
+        return Commit(
+            number=plan.number,
+            config_hash=plan.config_hash,
+            progress=planner.progress_after(plan, self.commit.progress),
+            closed_epoch=closed,
+            ranges_hash=self._state.write_ranges(kept.closed),
+            open_hash=self._state.write_ranges(kept.open),
+            slice_ledger=ledger,
+            total_ledger=self.commit.total_ledger + ledger,
+            pending={epoch: paths for epoch, paths in files.items() if epoch > closed},
+            to_archive={epoch: paths for epoch, paths in files.items() if epoch <= closed},
+        )

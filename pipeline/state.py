@@ -1,0 +1,133 @@
+"""The state directory: plans, commits, ranges, and files that wait for their epoch to close.
+
+```
+STATE/plan.json               the slice that is being run; gone once it is committed
+STATE/commits/00000012.json   the last ten commits; the newest is the truth
+STATE/ranges/HASH.safetensors ranges and counts, named by content
+STATE/pending/00000012/       files of slice 12, until their epoch goes into the archive
+```
+"""
+
+import fcntl
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+from typing import IO
+
+from schemas.plan import Plan
+
+from schemas.artefacts import read_json, write_bytes, write_json
+from schemas.commit import Commit
+from schemas.errors import ConfigurationError
+from transforms.ranges.ranges import Ranges
+
+COMMITS_KEPT = 10
+
+
+class State:
+    """A state directory, held by one process at a time."""
+
+    def __init__(self, root: Path) -> None:
+        """Open or make the directory.
+
+        Raises:
+          ConfigurationError: it cannot be written, or another process holds it.
+        """
+        self.root = root
+        try:
+            for name in ("commits", "ranges", "pending"):
+                (root / name).mkdir(parents=True, exist_ok=True)
+            self._lock = _locked(root / "lock")
+        except BlockingIOError:
+            raise ConfigurationError(
+                f"{root} is in use by another deltawatch; stop it or give another --state"
+            ) from None
+        except OSError as error:
+            raise ConfigurationError(
+                f"cannot write to {root} ({error.strerror}); give --state a writable folder"
+            ) from None
+
+    def close(self) -> None:
+        """Let another process have the directory."""
+        self._lock.close()
+
+    def remove(self) -> None:
+        """Drop the directory: everything in it has reached its place."""
+        self.close()
+        shutil.rmtree(self.root)
+
+    def newest_commit(self) -> Commit | None:
+        """The newest commit; None in a new state directory."""
+        return newest_commit(self.root)
+
+    def pending_plan(self) -> Plan | None:
+        """A plan that was begun and not committed."""
+        path = self.root / "plan.json"
+        if not path.exists():
+            return None
+        plan = Plan.from_json(read_json(path))
+        newest = self.newest_commit()
+        return plan if newest is None or plan.number > newest.number else None
+
+    def write_plan(self, plan: Plan) -> None:
+        """Fix what the next slice reads, before it is read."""
+        write_json(self.root / "plan.json", plan.to_json())
+
+    def fresh_slice_folder(self, number: int) -> Path:
+        """The empty folder for a slice's files; what an earlier try left there is dropped."""
+        folder = self.root / "pending" / f"{number:08d}"
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        return folder
+
+    def drop_empty_folders(self) -> None:
+        """Remove folders of slices all of whose files are in the archive."""
+        for folder in (self.root / "pending").iterdir():
+            if not any(path.is_file() for path in folder.rglob("*")):
+                shutil.rmtree(folder)
+
+    def write_commit(self, commit: Commit) -> None:
+        """Make a slice's outcome the truth, then forget what only older truths needed."""
+        write_json(self.root / "commits" / f"{commit.number:08d}.json", commit.to_json())
+        (self.root / "plan.json").unlink(missing_ok=True)
+        self._drop_old(_commit_paths(self.root)[:-COMMITS_KEPT])
+
+    def ranges_path(self, digest: str) -> Path:
+        """Where ranges with this hash are kept."""
+        return self.root / "ranges" / f"{digest}.safetensors"
+
+    def write_ranges(self, ranges: Ranges) -> str:
+        """Keep ranges under their hash; returns it."""
+        path = self.ranges_path(ranges.hash)
+        if not path.exists():
+            write_bytes(path, ranges.to_bytes())
+        return ranges.hash
+
+    def read_ranges(self, digest: str) -> Ranges:
+        """Ranges kept under this hash."""
+        return Ranges.from_bytes(self.ranges_path(digest).read_bytes())
+
+    def _drop_old(self, commits: Iterable[Path]) -> None:
+        for path in commits:
+            path.unlink()
+        kept = [Commit.from_json(read_json(path)) for path in _commit_paths(self.root)]
+        needed = {digest for commit in kept for digest in (commit.ranges_hash, commit.open_hash)}
+        for path in (self.root / "ranges").glob("*.safetensors"):
+            if path.stem not in needed:
+                path.unlink()
+
+
+def newest_commit(root: Path) -> Commit | None:
+    """The newest commit in a state directory that another process may hold; None: none yet."""
+    paths = _commit_paths(root)
+    return Commit.from_json(read_json(paths[-1])) if paths else None
+
+
+def _commit_paths(root: Path) -> list[Path]:
+    return sorted((root / "commits").glob("*.json"))
+
+
+def _locked(path: Path) -> IO[str]:
+    handle = path.open("w")
+    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    return handle

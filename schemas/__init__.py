@@ -1,0 +1,1 @@
+"""The contracts: records, artefact files, Arrow and OCSF schemas, dead-letter reasons."""

@@ -1,0 +1,149 @@
+"""Arrow schemas of the archive's three tables. Columns are only ever added.
+
+Cosines that were steps (int16) are kept as steps in `conversations` and as float32 elsewhere:
+`round(value * 32767)` gives the steps back exactly. The model and the date are in the folders'
+names (hive partitions), not in the files. Times are milliseconds UTC, null where the log has
+none.
+"""
+
+import json
+from collections.abc import Sequence
+
+import pyarrow as pa
+
+from schemas.version import TOOL_VERSION
+
+SCHEMA_VERSION = 1
+"""Counts up with every added column."""
+
+CONVERSATIONS = "conversations"
+EXCEEDANCES = "exceedances"
+RANGES = "ranges"
+
+QUANTILES = ("p50", "p90", "p99", "p999")
+"""Columns of `ranges`: quantiles of the per-conversation extremes."""
+
+DIRECTIONS_HASH = "deltawatch.directions_hash"
+"""Footer key: files with different values were made with different directions."""
+
+_TIME = pa.timestamp("ms", tz="UTC")
+
+
+def _required(name: str, kind: pa.DataType) -> pa.Field:
+    return pa.field(name, kind, nullable=False)
+
+
+def _vector(kind: pa.DataType, length: int) -> pa.DataType:
+    return pa.list_(_required("element", kind), length)
+
+
+_POSITION = [
+    _required("conversation_id", pa.string()),
+    _required("source", pa.string()),
+    _required("partition", pa.int32()),
+    _required("offset", pa.int64()),
+]
+_DIRECTION = [
+    _required("direction", pa.string()),
+    _required("layer", pa.int32()),
+    _required("kind", pa.string()),
+    _required("rank_index", pa.int32()),
+    _required("role", pa.string()),
+    _required("side", pa.string()),
+]
+
+
+def conversations_schema(directions: int) -> pa.Schema:
+    """One row per scored conversation.
+
+    Args:
+      directions: D; the vectors have 2 * D places, role user's directions in the artefact's
+        order and then assistant's. `low` and `high` are steps of 1/32767 (-32768: the role has
+        no tokens), `low_at` and `high_at` the token positions. `score` and `threshold` are in
+        cosine units.
+    """
+    steps, places = (
+        _vector(pa.int16(), 2 * directions),
+        _vector(pa.uint32(), 2 * directions),
+    )
+    return pa.schema(
+        [
+            *_POSITION,
+            pa.field("event_time", _TIME),
+            pa.field("effective_time", _TIME),
+            _required("late", pa.bool_()),
+            _required("epoch", pa.int64()),
+            _required("tokens", pa.int32()),
+            _required("truncated", pa.bool_()),
+            _required("status", pa.string()),
+            pa.field("score", pa.float32()),
+            pa.field("threshold", pa.float32()),
+            _required("policy", pa.string()),
+            _required("ranges_hash", pa.string()),
+            _required("directions_hash", pa.string()),
+            _required("low", steps),
+            _required("high", steps),
+            _required("low_at", places),
+            _required("high_at", places),
+        ]
+    )
+
+
+def exceedances_schema() -> pa.Schema:
+    """One row per flagged conversation, role, direction and side outside its range.
+
+    `value`, `bound` and `margin` are cosines; the extreme stands at token `token_start`
+    (`token_end` is the position after it); `excerpt` is null unless asked for.
+    """
+    return pa.schema(
+        [
+            *_POSITION,
+            pa.field("effective_time", _TIME),
+            _required("epoch", pa.int64()),
+            *_DIRECTION,
+            _required("value", pa.float32()),
+            _required("bound", pa.float32()),
+            _required("margin", pa.float32()),
+            _required("token_start", pa.int64()),
+            _required("token_end", pa.int64()),
+            pa.field("excerpt", pa.string()),
+        ]
+    )
+
+
+def ranges_schema() -> pa.Schema:
+    """One row per closed epoch and series (role, direction, side), as judged against next.
+
+    `effective_time` is the epoch's start, `n` the conversations counted, `extreme` the most
+    extreme cosine on that side and `p50`... the quantiles towards it (of the low side: the value
+    that fraction of the conversations stay above); null where n is 0.
+    """
+    return pa.schema(
+        [
+            _required("epoch", pa.int64()),
+            pa.field("effective_time", _TIME),
+            _required("ranges_hash", pa.string()),
+            *_DIRECTION,
+            _required("n", pa.int64()),
+            pa.field("extreme", pa.float32()),
+            *(pa.field(name, pa.float32()) for name in QUANTILES),
+        ]
+    )
+
+
+def with_footer(schema: pa.Schema, directions_hash: str, names: Sequence[str]) -> pa.Schema:
+    """`schema` with what the file's footer shall say.
+
+    Args:
+      schema: of a table.
+      directions_hash: of the directions artefact the rows were made with.
+      names: the directions' names in stored order, so that the vectors can be read without it.
+    """
+    return schema.with_metadata(
+        {
+            "deltawatch.schema_version": str(SCHEMA_VERSION),
+            "deltawatch.tool_version": TOOL_VERSION,
+            DIRECTIONS_HASH: directions_hash,
+            "deltawatch.directions": json.dumps(list(names)),
+        }
+    )

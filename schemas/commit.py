@@ -1,0 +1,96 @@
+"""The commit file: all that a restart needs to go on as if nothing had happened."""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from schemas.plan import PartitionProgress
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Ledger:
+    """What became of records. Balanced when every record seen is accounted for.
+
+    Attributes:
+      seen: counted by the source.
+      scored: rows written to the archive's conversations table.
+      dead_lettered: dead letters acknowledged.
+      skipped: passed over with a reason (`SkipReason`).
+      flagged: of the scored, those flagged.
+      uncalibrated: of the scored, those without a calibrated judgement.
+      alerts: alerts acknowledged.
+      tokens: token positions that went through the model.
+    """
+
+    seen: int = 0
+    scored: int = 0
+    dead_lettered: int = 0
+    skipped: int = 0
+    flagged: int = 0
+    uncalibrated: int = 0
+    alerts: int = 0
+    tokens: int = 0
+
+    @property
+    def balanced(self) -> bool:
+        """Whether nothing is missing and nothing counted twice."""
+        accounted = self.scored + self.dead_lettered + self.skipped
+        return self.seen == accounted and self.flagged == self.alerts
+
+    def __add__(self, other: "Ledger") -> "Ledger":
+        mine, theirs = asdict(self), asdict(other)
+        return Ledger(**{name: mine[name] + theirs[name] for name in mine})
+
+    def __str__(self) -> str:
+        return (
+            f"{self.seen} seen = {self.scored} scored + {self.dead_lettered} dead-lettered"
+            f" + {self.skipped} skipped; {self.flagged} flagged, {self.alerts} alerts,"
+            f" {self.uncalibrated} not calibrated"
+        )
+
+
+@dataclass(frozen=True)
+class Commit:
+    """State after a slice.
+
+    Attributes:
+      number: of the slice; 0 stands before the first.
+      config_hash: of the configuration the slice ran under.
+      progress: per partition, where reading goes on.
+      closed_epoch: newest closed epoch; None: none yet.
+      ranges_hash: of the ranges of closed epochs.
+      open_hash: of the counts of the epoch after `closed_epoch`.
+      slice_ledger: what became of this slice's records.
+      total_ledger: what became of all records since the state began.
+      pending: per open epoch, its files not yet in the archive.
+      to_archive: per closed epoch, the files to merge into the archive.
+    """
+
+    number: int
+    config_hash: str
+    progress: tuple[PartitionProgress, ...]
+    closed_epoch: int | None
+    ranges_hash: str
+    open_hash: str
+    slice_ledger: Ledger
+    total_ledger: Ledger
+    pending: dict[int, tuple[str, ...]]
+    to_archive: dict[int, tuple[str, ...]]
+
+    def to_json(self) -> dict[str, Any]:
+        """As the commit file holds it."""
+        document = asdict(self)
+        document["progress"] = [item.to_json() for item in self.progress]
+        return {"format": FORMAT, **document}
+
+    @staticmethod
+    def from_json(document: dict[str, Any]) -> "Commit":
+        """Read back what `to_json` wrote."""
+        fields = {name: value for name, value in document.items() if name != "format"}
+        fields["progress"] = tuple(map(PartitionProgress.from_json, document["progress"]))
+        for name in ("slice_ledger", "total_ledger"):
+            fields[name] = Ledger(**document[name])
+        for name in ("pending", "to_archive"):
+            fields[name] = {int(epoch): tuple(paths) for epoch, paths in document[name].items()}
+        return Commit(**fields)

@@ -1,0 +1,12 @@
+"""The two ways a command ends badly, each with its own exit status."""
+
+
+class ConfigurationError(Exception):
+    """Wrong use or configuration, found before anything starts: exit status 2.
+
+    The message is one line that says what is wrong and what to do about it.
+    """
+
+
+class RunFailedError(Exception):
+    """A run that began and cannot be trusted, e.g. counts that do not add up: exit status 1."""

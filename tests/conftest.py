@@ -1,0 +1,49 @@
+"""What tests share: the real LLM, the real broker, real conversations. Made once, in build/."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import settings
+from hypothesis.configuration import set_hypothesis_home_dir
+
+from pipeline.demo import assets
+from pipeline.demo.broker import Broker
+
+ROOT = Path(__file__).parent.parent
+
+set_hypothesis_home_dir(ROOT / "build/cache/hypothesis")
+settings.register_profile("busy-machine", deadline=None)
+settings.load_profile("busy-machine")
+
+
+@pytest.fixture(scope="session")
+def base_model() -> Path:
+    """Folder of SmolLM2-135M-Instruct, float32."""
+    return assets.base_model(ROOT / "build/models/base")
+
+
+@pytest.fixture(scope="session")
+def adapter() -> Path:
+    """Folder of the LoRA adapter with a planted backdoor, for that model."""
+    return ROOT / "examples/badnet"
+
+
+@pytest.fixture(scope="session")
+def real_conversations() -> list[dict[str, Any]]:
+    """The first 60 conversations of the ShareGPT package, as they stand there."""
+    return list(assets.sharegpt(0, 60))
+
+
+@pytest.fixture(scope="session")
+def broker_jars() -> Path:
+    """Folder that caches the Kafka broker's jars."""
+    return ROOT / "build/kafka/jars"
+
+
+@pytest.fixture(scope="session")
+def broker(broker_jars: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Broker]:
+    """Yield a running Kafka broker, shared by all tests: use topics of your own."""
+    with Broker(tmp_path_factory.mktemp("broker"), broker_jars) as running:
+        yield running

@@ -1,0 +1,49 @@
+"""Flagged conversations to OCSF alerts, each with an id that a repeat would carry too."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import apache_beam as beam
+
+from schemas import ocsf
+from schemas.records import VerdictPack
+from transforms.deliver import Deliver, OutMessage
+from transforms.model.directions import Directions
+from transforms.model.excerpts import Excerpts
+
+
+@dataclass
+class SendAlerts(beam.PTransform):
+    """VerdictPack to one delivered alert for every flagged conversation.
+
+    Attributes:
+      uri: where they go.
+      directions: names of the directions.
+      clock_ms: the plan's clock, for logs without times.
+      excerpts: makes the text shown with a peak; None: no text leaves.
+    """
+
+    uri: str
+    directions: Directions
+    clock_ms: int
+    excerpts: Excerpts | None
+
+    def expand(self, verdicts: beam.PCollection[VerdictPack]) -> beam.PCollection[OutMessage]:
+        return (
+            verdicts
+            | "Describe" >> beam.ParDo(_Describe(self.directions, self.clock_ms, self.excerpts))
+            | "Send" >> Deliver(self.uri, "alerts")
+        )
+
+
+class _Describe(beam.DoFn):
+    def __init__(self, directions: Directions, clock_ms: int, excerpts: Excerpts | None) -> None:
+        self._entries = directions.entries
+        self._hash = directions.hash
+        self._clock_ms = clock_ms
+        self._excerpts = excerpts
+
+    def process(self, verdicts: VerdictPack) -> Iterator[OutMessage]:
+        for alert in ocsf.alerts(verdicts, self._entries, self._hash, self._excerpts):
+            event = ocsf.to_ocsf(alert, self._clock_ms)
+            yield OutMessage(event["metadata"]["uid"], ocsf.encode(event))

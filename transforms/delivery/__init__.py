@@ -1,0 +1,1 @@
+"""Beam-free: where alerts and dead letters go."""

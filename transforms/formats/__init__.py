@@ -1,0 +1,71 @@
+"""From the bytes of a log entry to a conversation. A new log shape: one file and one line here."""
+
+import json
+from typing import Any
+
+from schemas.reasons import Reason
+from schemas.records import Conversation, Message
+from transforms.formats import openai_chat, sharegpt
+from transforms.formats.base import DecodeError, Format, clean, kind
+
+__all__ = ["FORMATS", "DecodeError", "Format", "parse"]
+
+FORMATS: tuple[Format, ...] = (
+    openai_chat.FORMAT,
+    sharegpt.FORMAT,
+)
+"""Asked in this order; the first that recognises a record reads it."""
+
+_ID_KEYS = ("id", "conversation_id")
+
+
+def parse(value: bytes) -> Conversation:
+    """The conversation in one log entry.
+
+    Raises DecodeError with one of BAD_ENCODING, BAD_JSON, UNKNOWN_FORMAT, BAD_MESSAGES and
+    EMPTY_CONVERSATION, and nothing else, whatever the bytes.
+    """
+    record = _load(value)
+    if not isinstance(record, dict):
+        raise DecodeError(Reason.UNKNOWN_FORMAT, f"not an object but {kind(record)}")
+    messages = _read(record)
+    if not any(message.content.strip() for message in messages):
+        raise DecodeError(Reason.EMPTY_CONVERSATION, f"{len(messages)} messages without any text")
+    return Conversation(_identify(record), tuple(messages))
+
+
+def _load(value: bytes) -> Any:
+    try:
+        # Writers on Windows begin with a byte order mark, which JSON itself does not know.
+        return json.loads(value.decode("utf-8-sig"))
+    except UnicodeDecodeError as error:
+        detail = f"byte {error.start} is not UTF-8: {error.reason}"
+        raise DecodeError(Reason.BAD_ENCODING, detail) from error
+    except RecursionError as error:
+        raise DecodeError(Reason.BAD_JSON, "nested too deeply") from error
+    except ValueError as error:  # JSONDecodeError, and integers beyond Python's digit limit
+        raise DecodeError(Reason.BAD_JSON, str(error)) from error
+
+
+def _read(record: dict[str, Any]) -> list[Message]:
+    for candidate in FORMATS:
+        if candidate.recognises(record):
+            return _read_as(candidate, record)
+    keys = ", ".join(ascii(key)[:40] for key in list(record)[:8])
+    raise DecodeError(Reason.UNKNOWN_FORMAT, f"no format knows an object with keys: {keys}")
+
+
+def _read_as(candidate: Format, record: dict[str, Any]) -> list[Message]:
+    try:
+        return candidate.read(record)
+    except RecursionError as error:  # a tool call nested almost as deep as the parser allows
+        raise DecodeError(Reason.BAD_MESSAGES, "nested too deeply") from error
+
+
+def _identify(record: dict[str, Any]) -> str | None:
+    """The record's own id; other types than string and integer are no ids."""
+    for key in _ID_KEYS:
+        value = record.get(key)
+        if isinstance(value, str | int) and not isinstance(value, bool) and value != "":
+            return clean(str(value))
+    return None

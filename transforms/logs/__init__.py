@@ -1,0 +1,1 @@
+"""Logs of conversations: reading entries, dating them, planning slices; free of Beam."""

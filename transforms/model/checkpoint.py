@@ -1,0 +1,84 @@
+"""What can be known of a model folder (Hugging Face layout) without loading the model."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+
+from schemas.artefacts import read_json
+from schemas.errors import ConfigurationError
+
+CONFIG = "config.json"
+_SINGLE = "model.safetensors"
+_INDEX = "model.safetensors.index.json"
+
+
+def read_object(path: Path, what: str) -> dict[str, Any]:
+    """The JSON object in `path`; ConfigurationError names `what` when there is none."""
+    try:
+        value = read_json(path)
+    except (OSError, ValueError) as error:
+        raise ConfigurationError(f"cannot read {what} {path}: {first_line(error)}") from error
+    if not isinstance(value, dict):
+        raise ConfigurationError(f"{what} {path} is not a JSON object")
+    return value
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's text, for messages that must stay on one line."""
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def require_folder(folder: Path, option: str) -> None:
+    """Raise ConfigurationError unless `folder` (given by `option`) is a folder."""
+    if not folder.is_dir():
+        raise ConfigurationError(f"{option} {folder} is not a folder; give the model's folder")
+
+
+def model_files(folder: Path) -> list[Path]:
+    """config.json and the safetensors weights (with their index where there is one).
+
+    Raises ConfigurationError when the folder lacks one of them; other formats (.bin, .gguf)
+    are not read, because loading them may run code or loses the hashes.
+    """
+    weights = _weight_files(folder)
+    config = folder / CONFIG
+    if not config.is_file():
+        raise ConfigurationError(f"{folder} has no {CONFIG}; give a folder in Hugging Face layout")
+    return [config, *weights]
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    if (folder / _SINGLE).is_file():
+        return [folder / _SINGLE]
+    if not (folder / _INDEX).is_file():
+        raise ConfigurationError(f"{folder} has no {_SINGLE}; save the model as safetensors there")
+    shards = sorted(set(read_object(folder / _INDEX, "weight index")["weight_map"].values()))
+    missing = [name for name in shards if not (folder / name).is_file()]
+    if missing:
+        raise ConfigurationError(f"{folder} lacks weight file {missing[0]}; complete the download")
+    return [folder / _INDEX, *(folder / name for name in shards)]
+
+
+def tensor_shapes(folder: Path) -> Mapping[str, tuple[int, ...]]:
+    """Shape of every weight by name, read from the safetensors headers only."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    for path in _weight_files(folder):
+        if path.suffix == ".safetensors":
+            shapes |= _shapes_of(path)
+    return shapes
+
+
+def _shapes_of(path: Path) -> dict[str, tuple[int, ...]]:
+    try:
+        with safe_open(path, framework="np") as file:
+            return {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise ConfigurationError(f"cannot read weights {path}: {first_line(error)}") from error
+
+
+def text_config(folder: Path) -> dict[str, Any]:
+    """config.json, or the part of it about the language model where it has several parts."""
+    config = read_object(folder / CONFIG, "model configuration")
+    return dict(config.get("text_config", config))

@@ -1,0 +1,93 @@
+"""Which model scores a log, and where its parts are found; loaded once per process.
+
+DoFns are torn down and built again with every slice, so what is expensive to load is held by
+the process, not by them.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from schemas.records import Cosines, Int32s
+from transforms.model import directions, loading
+from transforms.model.directions import Directions
+from transforms.model.trunk import Scorer
+
+
+class ScoresBatches(Protocol):
+    """What a scorer does; tests put a cheap deterministic one in the LLM's place."""
+
+    def score(
+        self, token_ids: list[Int32s], roles: list[NDArray[np.int8]]
+    ) -> tuple[Cosines, NDArray[np.bool_]]:
+        """Score a batch.
+
+        Args:
+          token_ids: per conversation, int32 [tokens].
+          roles: per conversation, int8 [tokens], values of `Role`.
+
+        Returns:
+          Cosines of all conversations, and per conversation whether its activations are finite.
+        """
+        ...
+
+
+class Engine(Protocol):
+    """A picklable recipe for tokenizer and scorer."""
+
+    def tokenizer(self) -> Any:
+        """The model's tokenizer, loaded once per process."""
+        ...
+
+    def scorer(self) -> ScoresBatches:
+        """The model's scorer, loaded once per process."""
+        ...
+
+
+@dataclass(frozen=True)
+class TrunkEngine:
+    """A transformers model on disk with its directions.
+
+    Attributes:
+      base: folder of the base model; None where `tuned` is a full checkpoint.
+      tuned: folder of the fine-tuned checkpoint or PEFT adapter.
+      directions: folder of the directions artefact.
+      device: "auto", "cpu", "cuda" or "cuda:N".
+      dtype: "auto" (bfloat16 on CUDA, float32 elsewhere) or a torch dtype's name.
+    """
+
+    base: Path | None
+    tuned: Path
+    directions: Path
+    device: str = "auto"
+    dtype: str = "auto"
+
+    @cached_property
+    def artefact(self) -> Directions:
+        """The directions, read from their folder."""
+        return directions.load(self.directions)
+
+    def tokenizer(self) -> Any:
+        """The tokenizer of the fine-tuned model, or of its base where it has none."""
+        return _tokenizer(self)
+
+    def scorer(self) -> Scorer:
+        """The trunk with hooks for every monitored layer."""
+        return _scorer(self)
+
+
+@lru_cache(maxsize=1)
+def _tokenizer(engine: TrunkEngine) -> Any:
+    return loading.load_tokenizer(engine.base, engine.tuned)
+
+
+@lru_cache(maxsize=1)
+def _scorer(engine: TrunkEngine) -> Scorer:
+    artefact = engine.artefact
+    last = max(entry.layer for entry in artefact.entries)
+    trunk = loading.load_trunk(engine.base, engine.tuned, last, engine.device, engine.dtype)
+    return Scorer(trunk, artefact)

@@ -1,0 +1,123 @@
+"""Loads the part of a model that is monitored: its decoder layers up to the last monitored one.
+
+Nothing is fetched and no code of the model's is run: local safetensors files only.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+from safetensors import SafetensorError
+from torch import nn
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+
+from schemas.errors import ConfigurationError
+from transforms.model.adapter import adapter_files, is_adapter
+from transforms.model.checkpoint import first_line, require_folder
+
+_LOCAL = {"trust_remote_code": False, "local_files_only": True}
+_TOKENIZER_CONFIG = "tokenizer_config.json"
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def load_trunk(
+    base: Path | None, tuned: Path, last_layer: int, device: str = "auto", dtype: str = "auto"
+) -> nn.Module:
+    """Load the trunk of the tuned model, ready for `Scorer`.
+
+    Embedding and decoder layers 0..last_layer in eval mode; no final norm, no lm_head, so the
+    output [batch, tokens, hidden] is the residual stream after `last_layer`.
+
+    Args:
+      base: folder of the base model; may be None where `tuned` is a full checkpoint.
+      tuned: PEFT adapter folder (merged into the base in float32, then cast) or full checkpoint.
+      last_layer: last layer kept, counted from 0.
+      device: "auto" (CUDA where there is one, else CPU) or a torch device.
+      dtype: "auto" (bfloat16 on CUDA, else float32), "float32", "bfloat16" or "float16".
+
+    Raises:
+      ConfigurationError: a folder cannot be loaded, or device, dtype or model family will not do.
+    """
+    place = _device(device)
+    kind = _dtype(dtype, place)
+    require_folder(tuned, "--tuned")
+    model = _merged(base, tuned) if is_adapter(tuned) else _from_folder(tuned, kind)
+    return _cut(model, last_layer).to(device=place, dtype=kind).eval().requires_grad_(False)
+
+
+def load_tokenizer(base: Path | None, tuned: Path) -> Any:
+    """Load the tokenizer of the tuned model, or of its base where the adapter has none.
+
+    Raises ConfigurationError where it has no chat template or cannot tell offsets.
+    """
+    folder = tuned if (tuned / _TOKENIZER_CONFIG).is_file() or base is None else base
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, **_LOCAL)
+    except (OSError, ValueError) as error:
+        raise ConfigurationError(f"cannot load tokenizer {folder}: {first_line(error)}") from error
+    if not tokenizer.chat_template:
+        raise ConfigurationError(f"tokenizer {folder} has no chat template; use a chat model's")
+    if not tokenizer.is_fast:
+        raise ConfigurationError(f"tokenizer {folder} has no offsets; add its tokenizer.json")
+    return tokenizer
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ConfigurationError(f"unknown --device {name}; use auto, cpu or cuda") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ConfigurationError(f"--device {name}, but torch finds no CUDA device; use cpu")
+    return device
+
+
+def _dtype(name: str, device: torch.device) -> torch.dtype:
+    if name == "auto":
+        return torch.bfloat16 if device.type == "cuda" else torch.float32
+    if name not in _DTYPES:
+        raise ConfigurationError(f"unknown --dtype {name}; use auto, {', '.join(_DTYPES)}")
+    return _DTYPES[name]
+
+
+def _merged(base: Path | None, tuned: Path) -> PreTrainedModel:
+    adapter_files(tuned)  # safetensors only: PEFT would unpickle an adapter_model.bin
+    if base is None:
+        raise ConfigurationError(f"--tuned {tuned} is an adapter; name its model by --base")
+    require_folder(base, "--base")
+    model = _from_folder(base, torch.float32)
+    try:
+        adapted = PeftModel.from_pretrained(model, str(tuned), local_files_only=True)
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise ConfigurationError(f"cannot load adapter {tuned}: {first_line(error)}") from error
+    merged: PreTrainedModel = adapted.merge_and_unload()
+    return merged
+
+
+def _from_folder(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
+    try:
+        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=dtype, use_safetensors=True, **_LOCAL
+        )
+    except (OSError, ValueError, SafetensorError) as error:
+        raise ConfigurationError(f"cannot load model {folder}: {first_line(error)}") from error
+    return model
+
+
+def _cut(model: PreTrainedModel, last_layer: int) -> nn.Module:
+    trunk = model.base_model
+    layers = getattr(trunk, "layers", None)
+    if not isinstance(layers, nn.ModuleList) or not hasattr(trunk, "norm"):
+        raise ConfigurationError(f"{type(model).__name__} has no plain list of decoder layers")
+    if last_layer >= len(layers):
+        raise ConfigurationError(
+            f"the directions reach layer {last_layer}, the model has {len(layers)} layers; "
+            "use the directions of this model"
+        )
+    trunk.layers = layers[: last_layer + 1]
+    model.config.get_text_config().num_hidden_layers = last_layer + 1
+    trunk.norm = nn.Identity()
+    return trunk

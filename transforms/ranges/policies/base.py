@@ -1,0 +1,57 @@
+"""What a policy is, and the settings any of them may use."""
+
+from dataclasses import dataclass
+from typing import ClassVar, Protocol
+
+from schemas.errors import ConfigurationError
+from transforms.ranges.fitted import Fitted
+from transforms.ranges.ranges import Ranges
+
+
+@dataclass(frozen=True, slots=True)
+class PolicySettings:
+    """Settings of all policies; each uses its own.
+
+    Attributes:
+      rate: asked false-positive rate per conversation (`budget`).
+      percentile: of the per-conversation extremes (`percentile`).
+      min_calibration: conversations of a role needed before it is judged (`range`, `percentile`).
+      eps: cosine by which a value may pass its bound (`range`, `percentile`).
+
+    Raises:
+      ConfigurationError: a value is out of its range.
+    """
+
+    rate: float = 0.01
+    percentile: float = 99.9
+    min_calibration: int = 1000
+    eps: float = 0.01
+
+    def __post_init__(self) -> None:
+        allowed = {
+            "rate": ("above 0 and below 1", 0 < self.rate < 1),
+            "percentile": ("above 0 and at most 100", 0 < self.percentile <= 100),
+            "min_calibration": ("at least 1", self.min_calibration >= 1),
+            "eps": ("from 0 to 1", 0 <= self.eps <= 1),
+        }
+        for name, (limits, holds) in allowed.items():
+            if not holds:
+                raise ConfigurationError(f"{name} is {getattr(self, name)}; it must be {limits}")
+
+
+class Policy(Protocol):
+    """Decides about conversations, given ranges.
+
+    Attributes:
+      name: as given to `make_policy`.
+      version: goes up with any change of the rule; part of every verdict and alert id.
+      keeps_scores: whether conversation scores are to be counted into the ranges.
+    """
+
+    name: ClassVar[str]
+    version: ClassVar[int]
+    keeps_scores: ClassVar[bool]
+
+    def fit(self, ranges: Ranges) -> Fitted:
+        """Bounds and thresholds from ranges of traffic before the one that is to be judged."""
+        ...

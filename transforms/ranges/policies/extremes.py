@@ -1,0 +1,44 @@
+"""`range`: flag what goes more than eps beyond the largest value ever counted.
+
+The rule of Zhong & Raghunathan, "Watch the Weights" (arXiv 2508.00161). Its false-positive rate
+is bounded by 2t/n for t directions and n conversations, so it needs large calibration sets.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from schemas.records import STEPS_PER_UNIT, Int32s
+from transforms.ranges.fitted import Fitted, Integers, ScoreRule, Thresholds
+from transforms.ranges.policies.base import PolicySettings
+from transforms.ranges.ranges import Ranges
+
+
+def farthest(excess: Int32s, tokens: Integers) -> Integers:
+    """Score of a role: its largest exceedance. Shapes as `ScoreRule.score`."""
+    return excess.max(axis=1)
+
+
+def fit_bounds(bounds: Int32s, ranges: Ranges, settings: PolicySettings) -> Fitted:
+    """Flag any series over its bound by more than eps, in roles seen often enough."""
+    eps = round(settings.eps * STEPS_PER_UNIT)
+    n = [int(count) for count in ranges.counts.conversations]
+    user, assistant = (eps if count >= settings.min_calibration else None for count in n)
+    thresholds: Thresholds = (user, assistant)
+    return Fitted(bounds, (n[0] > 0, n[1] > 0), thresholds, ScoreRule(farthest, margin_over=eps))
+
+
+@dataclass(frozen=True, slots=True)
+class ExtremesPolicy:
+    """Bounds are the exact maxima of the counted conversations."""
+
+    name: ClassVar[str] = "range"
+    version: ClassVar[int] = 1
+    keeps_scores: ClassVar[bool] = False
+
+    settings: PolicySettings
+
+    def fit(self, ranges: Ranges) -> Fitted:
+        """See `Policy.fit`."""
+        return fit_bounds(ranges.counts.maximum.astype(np.int32), ranges, self.settings)

@@ -1,0 +1,29 @@
+"""`percentile`: flag what goes more than eps beyond a percentile of the conversations' extremes.
+
+The variant of `range` in the same paper (arXiv 2508.00161), which does not let one odd
+conversation in the calibration set widen a range for good.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from transforms.ranges.fitted import Fitted
+from transforms.ranges.policies.base import PolicySettings
+from transforms.ranges.policies.extremes import fit_bounds
+from transforms.ranges.ranges import Ranges
+
+
+@dataclass(frozen=True, slots=True)
+class PercentilePolicy:
+    """Bounds are quantiles of the counted conversations."""
+
+    name: ClassVar[str] = "percentile"
+    version: ClassVar[int] = 1
+    keeps_scores: ClassVar[bool] = False
+
+    settings: PolicySettings
+
+    def fit(self, ranges: Ranges) -> Fitted:
+        """See `Policy.fit`."""
+        bounds = ranges.counts.quantile(self.settings.percentile / 100)
+        return fit_bounds(bounds, ranges, self.settings)

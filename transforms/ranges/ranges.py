@@ -1,0 +1,132 @@
+"""Ranges: everything that is known about normal traffic of one model.
+
+Ranges form a commutative monoid: `emptied` is its unit, `merged` its operation, both exact. So an
+epoch can be counted in any order, on any number of machines, and closed by one merge.
+"""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.numpy import load, save
+
+from schemas.artefacts import canonical_json
+from schemas.errors import ConfigurationError
+from transforms.ranges.counts import Counts
+from transforms.ranges.scores import ScoreCounts
+
+FORMAT: Final = 1
+_METADATA_KEY: Final = "deltawatch"
+
+
+@dataclass(frozen=True, eq=False)
+class Ranges:
+    """Counts of series and of scores under one set of directions. Immutable.
+
+    Attributes:
+      directions_hash: of the directions artefact the series belong to.
+      model: name of the monitored model.
+      counts: per-conversation extremes of every series.
+      scores: what `budget` said of conversations before they were counted.
+    """
+
+    directions_hash: str
+    model: str
+    counts: Counts
+    scores: ScoreCounts
+
+    @staticmethod
+    def empty(directions: int, directions_hash: str, model: str) -> "Ranges":
+        """Ranges of no traffic, for a number of directions."""
+        return Ranges(directions_hash, model, Counts.empty(directions), ScoreCounts.empty())
+
+    def emptied(self) -> "Ranges":
+        """Ranges of no traffic, under the same directions and model."""
+        return Ranges.empty(self.counts.directions, self.directions_hash, self.model)
+
+    def merged(self, other: "Ranges") -> "Ranges":
+        """The ranges of both.
+
+        Raises:
+          ConfigurationError: they belong to other directions or to another model.
+        """
+        if (self.directions_hash, self.model) != (other.directions_hash, other.model):
+            raise ConfigurationError(
+                f"ranges of {other.model!r} (directions {other.directions_hash[:12]}) cannot be"
+                f" added to ranges of {self.model!r} (directions {self.directions_hash[:12]});"
+                f" calibrate anew or name the model they were made for"
+            )
+        return Ranges(
+            self.directions_hash,
+            self.model,
+            self.counts.merged(other.counts),
+            self.scores.merged(other.scores),
+        )
+
+    @cached_property
+    def hash(self) -> str:
+        """SHA-256 of the content: equal exactly where all counts, directions and model are."""
+        digest = hashlib.sha256(self._identity())
+        for name, array in sorted(self._arrays().items()):
+            digest.update(canonical_json([name, array.dtype.str, array.shape]))
+            digest.update(array.tobytes())
+        return digest.hexdigest()
+
+    def to_bytes(self) -> bytes:
+        """As a safetensors file; the same content gives the same bytes."""
+        # One metadata entry only: safetensors does not keep several of them in a fixed order.
+        return save(self._arrays(), {_METADATA_KEY: self._identity().decode("ascii")})
+
+    @staticmethod
+    def from_bytes(data: bytes) -> "Ranges":
+        """Read back what `to_bytes` gave. Raises ValueError, in one line, for anything else."""
+        try:
+            arrays = load(data)
+            identity = _metadata(data)
+            if identity["format"] != FORMAT:
+                raise ValueError(f"format {identity['format']}, expected {FORMAT}")
+            return Ranges(
+                identity["directions_hash"],
+                identity["model"],
+                Counts.from_arrays(arrays),
+                ScoreCounts.from_arrays(arrays),
+            )
+        except SafetensorError as error:
+            raise ValueError(f"not a safetensors file ({error})") from None
+        except KeyError as error:
+            raise ValueError(f"not ranges: {error} is missing") from None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Pickled between Beam's workers, where dense histograms would be ten times the size.
+        return Ranges.from_bytes, (self.to_bytes(),)
+
+    def _identity(self) -> bytes:
+        return canonical_json(
+            {"format": FORMAT, "directions_hash": self.directions_hash, "model": self.model}
+        )
+
+    def _arrays(self) -> dict[str, NDArray[Any]]:
+        arrays = {**self.counts.to_arrays(), **self.scores.to_arrays()}
+        return {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+
+
+def close(ranges: Ranges, open_counts: Ranges) -> Ranges:
+    """Ranges after an epoch has ended: those before it, with what was counted in it.
+
+    Raises:
+      ConfigurationError: they belong to other directions or to another model.
+    """
+    return ranges.merged(open_counts)
+
+
+def _metadata(data: bytes) -> dict[str, Any]:
+    """What `to_bytes` put into the header, which starts with its length in 8 bytes."""
+    length = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + length])
+    metadata: dict[str, Any] = json.loads(header["__metadata__"][_METADATA_KEY])
+    return metadata

@@ -1,0 +1,113 @@
+"""Token ids to the lowest and highest cosine per role and direction, in sorted batches."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any
+
+import apache_beam as beam
+import numpy as np
+from apache_beam.metrics import Metrics
+from apache_beam.ml.inference.base import ModelHandler, RunInference
+from apache_beam.pvalue import TaggedOutput
+from apache_beam.transforms.util import SortAndBatchElements
+
+from schemas.reasons import Reason
+from schemas.records import Cosines, DeadLetter, ScoredPack, ScoredRow, Tokenized
+from transforms.model.engine import Engine, ScoresBatches
+
+UNSCORED = "unscored"
+MAX_BATCH_ROWS = 512
+
+Outcome = ScoredPack | DeadLetter
+
+
+@dataclass
+class Score(beam.PTransform):
+    """Tokenized to ScoredPack, one pack per epoch and batch; DeadLetter for what has no score.
+
+    Outputs: `scored` (main), `unscored`.
+
+    Batches are formed over the bundle, which on FnApiRunner is the whole slice, in order of
+    (tokens, arrival); arrival order is that of the log, so a re-run forms the same batches.
+
+    Attributes:
+      engine: the model.
+      model: name under which its records are judged and archived.
+      batch_tokens: most tokens in a batch; a longer conversation is a batch of its own.
+      keep_tokens: carry token ids on, for excerpts.
+    """
+
+    engine: Engine
+    model: str
+    batch_tokens: int
+    keep_tokens: bool = False
+
+    def expand(self, tokenized: beam.PCollection[Tokenized]) -> Any:
+        handler = ScoringHandler(self.engine, self.model, self.keep_tokens)
+        return (
+            tokenized
+            | "Batch" >> SortAndBatchElements(1, MAX_BATCH_ROWS, self.batch_tokens)
+            | "Infer" >> RunInference(handler.with_no_batching())
+            | "Route" >> beam.FlatMap(_route).with_outputs(UNSCORED, main="scored")
+        )
+
+
+class ScoringHandler(ModelHandler[Tokenized, Outcome, ScoresBatches]):
+    """RunInference's view of an engine."""
+
+    def __init__(self, engine: Engine, model: str, keep_tokens: bool) -> None:
+        super().__init__()
+        self._engine = engine
+        self._model = model
+        self._keep_tokens = keep_tokens
+        self._tokens = Metrics.counter("deltawatch", "tokens")
+
+    def load_model(self) -> ScoresBatches:
+        """The process's one scorer."""
+        return self._engine.scorer()
+
+    def run_inference(
+        self,
+        batch: Sequence[Tokenized],
+        model: ScoresBatches,
+        inference_args: dict[str, Any] | None = None,
+    ) -> Iterable[Outcome]:
+        """Score one batch, already sorted and bounded."""
+        cosines, finite = model.score(
+            [item.token_ids for item in batch], [item.roles for item in batch]
+        )
+        self._tokens.inc(self.get_num_tokens(batch))
+        packs = self._packs(batch, cosines, np.flatnonzero(finite))
+        return [*packs, *(_not_finite(batch[row]) for row in np.flatnonzero(~finite))]
+
+    def get_num_bytes(self, batch: Sequence[Tokenized]) -> int:
+        """Bytes of token ids; the default would pickle every batch to count them."""
+        return 4 * self.get_num_tokens(batch)
+
+    @staticmethod
+    def get_num_tokens(batch: Sequence[Tokenized]) -> int:
+        """Tokens in a batch, without padding."""
+        return sum(map(len, batch))
+
+    def _packs(
+        self, batch: Sequence[Tokenized], cosines: Cosines, rows: Iterable[int]
+    ) -> Iterator[ScoredPack]:
+        by_epoch = sorted(rows, key=lambda row: batch[row].header.epoch)
+        for epoch, members in groupby(by_epoch, key=lambda row: batch[row].header.epoch):
+            chosen = list(members)
+            scored_rows = tuple(self._row(batch[row]) for row in chosen)
+            yield ScoredPack(self._model, epoch, scored_rows, cosines.take(chosen))
+
+    def _row(self, item: Tokenized) -> ScoredRow:
+        kept = item.token_ids if self._keep_tokens else None
+        return ScoredRow(item.header, item.conversation_id, len(item), item.truncated, kept)
+
+
+def _not_finite(item: Tokenized) -> DeadLetter:
+    detail = f"NaN or Inf in the activations of {len(item)} tokens"
+    return DeadLetter(item.header, Reason.NOT_FINITE, detail, None)
+
+
+def _route(outcome: Outcome) -> Iterator[Outcome | TaggedOutput]:
+    yield TaggedOutput(UNSCORED, outcome) if isinstance(outcome, DeadLetter) else outcome
