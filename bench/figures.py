@@ -88,7 +88,7 @@ def _audit(name: str, flags: list[str], work: Path, scoring: list[str]) -> tuple
         f"--archive={archive}",
         *flags,
     )
-    rows = duckdb.sql(
+    rows = duckdb.execute(
         f"select source, count(*) from read_parquet('{archive}/conversations/**/*.parquet') "
         f"where status = 'flagged' group by source"
     ).fetchall()

@@ -52,7 +52,7 @@ def _job(known: argparse.Namespace, beam_arguments: Sequence[str]) -> Job:
     inputs = preflight.check_inputs(known, endless=False)
     preflight.check_writable(known.out, "--out")
     engine, artefact = preflight.check_model(known)
-    model = known.model_name or artefact.model_name
+    model = known.model_name or artefact.manifest.model_name
     return Job(
         inputs=inputs,
         event_time=EventTime(known.event_time),

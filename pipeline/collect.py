@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from pipeline.job import Job
+from schemas.plan import Plan
 from schemas.arrow import QUANTILES, RANGES
 from transforms.archive import files, pending, rows
 from transforms.ranges.ranges import Ranges, close
@@ -20,24 +21,26 @@ class Kept(NamedTuple):
     open: Ranges
 
 
-def ranges_after(before: Kept, closed_before: int, closed: int, job: Job, folder: Path) -> Kept:
+def ranges_after(before: Kept, plan: Plan, job: Job, folder: Path) -> Kept:
     """Ranges after a slice, each closed epoch's also as rows of table `ranges` in the folder.
 
     Args:
       before: as the slice found them.
-      closed_before: newest epoch in `before.closed`.
-      closed: newest epoch that is closed after the slice.
+      plan: of the slice.
       job: whose model's ranges they are.
       folder: of the slice; where the judge left what it closed.
     """
-    opened = pending.pending_path(folder, job.model, "open", closed + 1, pending.RANGES)
+    if plan.closed_after is None or plan.closed_before is None:
+        return before
+    after = plan.closed_after + 1
+    opened = pending.pending_path(folder, job.model, "open", after, pending.RANGES)
     if opened.exists():
         return _from_judge(before, opened, folder, job)
-    if closed == closed_before:
+    if plan.complete_through is None:
         return before
     # No record of the slice reached the judge: the open epoch closes with what it had.
     merged = close(before.closed, before.open)
-    _write_rows(merged, closed_before + 1, folder, job)
+    _write_rows(merged, plan.closed_before + 1, folder, job)
     return Kept(merged, before.open.emptied())
 
 

@@ -3,6 +3,7 @@
 import argparse
 import signal
 import threading
+import time
 from collections.abc import Callable, Sequence
 
 from pipeline import calibrating, preflight, report
@@ -36,9 +37,10 @@ def run(known: argparse.Namespace, beam_arguments: Sequence[str]) -> int:
 def follow(slices: Slices, stop: threading.Event, *, endless: bool) -> None:
     """Run slices until the logs end, or for ever until `stop` is set."""
     while not stop.is_set():
+        started = time.monotonic()
         commit = slices.step()
         if commit is not None:
-            report.slice_done(commit, slices.lag())
+            report.slice_done(commit, slices.lag(), time.monotonic() - started)
         elif endless:
             stop.wait(POLL_SECONDS)
         else:

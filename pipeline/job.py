@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from transforms.logs.planner import Rules
 from transforms.logs.times import EventTime
 
 from schemas.artefacts import combined_hash
@@ -54,6 +55,11 @@ class Job:
     slice_records: int = 2000
     idle_ms: int = 30_000
     beam_arguments: tuple[str, ...] = ()
+
+    @property
+    def rules(self) -> Rules:
+        """What dates records and bounds slices."""
+        return Rules(self.event_time, self.epoch_ms, self.idle_ms)
 
     @property
     def excerpts(self) -> Excerpts | None:

@@ -8,7 +8,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from transforms.logs.open import check_log
+from transforms.logs.open import open_logs
 from transforms.logs.times import EventTime
 
 from pipeline import runner
@@ -38,7 +38,7 @@ def job(known: argparse.Namespace, beam_arguments: Sequence[str], *, endless: bo
     for uri in (alerts, dead_letters):
         check_sink(uri)
     engine, artefact = check_model(known)
-    model = known.model_name or artefact.model_name
+    model = known.model_name or artefact.manifest.model_name
     return Job(
         inputs=inputs,
         event_time=EventTime(known.event_time),
@@ -64,7 +64,7 @@ def check_inputs(known: argparse.Namespace, *, endless: bool) -> tuple[str, ...]
     """The inputs as URIs with an end, or without one for `watch`; each can be read."""
     inputs = tuple(_input(text, endless=endless) for text in known.input)
     for uri in inputs:
-        check_log(uri)
+        open_logs(uri)
     return inputs
 
 

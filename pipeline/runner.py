@@ -1,12 +1,11 @@
 """Runs one slice's graph in this process and reads the counts back."""
 
-from argparse import ArgumentParser
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 
 import apache_beam as beam
-from apache_beam.options.pipeline_options import PipelineOptions
+from apache_beam.options.pipeline_options import PipelineOptions, _BeamArgumentParser
 from apache_beam.runners.portability.fn_api_runner import FnApiRunner
 from apache_beam.runners.runner import PipelineResult
 from schemas.plan import Plan
@@ -38,7 +37,7 @@ def check_beam_arguments(arguments: Sequence[str]) -> None:
     Raises:
       ConfigurationError: naming the first of them.
     """
-    parser = ArgumentParser(add_help=False, allow_abbrev=False, conflict_handler="resolve")
+    parser = _BeamArgumentParser(add_help=False, conflict_handler="resolve")
     for options in PipelineOptions.__subclasses__():
         if hasattr(options, "_add_argparse_args"):
             options._add_argparse_args(parser)

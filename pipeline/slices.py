@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from schemas.plan import Plan
+from schemas.plan import PartitionProgress, Plan
 from transforms.logs.open import Logs
 
 from pipeline import collect, publish, runner
@@ -45,6 +45,7 @@ class Slices:
         self._state = state
         self._now_ms = now_ms
         self._logs = Logs(job.inputs)
+        self._discovered: tuple[PartitionProgress, ...] = ()
         self._target = min(FIRST_SLICE_RECORDS, job.slice_records)
         self.commit = state.newest_commit() or self._first_commit()
         self._check_resumable()
@@ -93,16 +94,17 @@ class Slices:
             )
 
     def _next_plan(self) -> Plan | None:
-        limits = planner.Limits(records=self._target, idle_ms=self._job.idle_ms)
+        now, closed = self._now_ms(), self.commit.closed_epoch
+        known = self.commit.progress or self._discovered
+        self._discovered = planner.discover(self._logs, known, closed, self._job.rules, now)
         return planner.plan(
             self._logs,
-            self.commit.progress,
-            self.commit.closed_epoch,
-            self._job.event_time,
-            self._job.epoch_ms,
-            limits,
+            self._discovered,
+            closed,
+            self._job.rules,
+            self._target,
             number=self.commit.number + 1,
-            clock_ms=self._now_ms(),
+            clock_ms=now,
             config_hash=self._job.config_hash,
         )
 
@@ -110,7 +112,7 @@ class Slices:
         if plan.records == 0:
             return Ledger()
         start = JudgeStart(
-            self._closed_before(plan),
+            plan.closed_before or 0,
             self._state.ranges_path(self.commit.ranges_hash),
             self._state.ranges_path(self.commit.open_hash),
             plan.complete_through,
@@ -124,23 +126,28 @@ class Slices:
         return ledger
 
     def _after(self, plan: Plan, folder: Path, ledger: Ledger) -> Commit:
-        closed_before = self._closed_before(plan)
-        closed = closed_before if plan.complete_through is None else plan.complete_through
+        closed = plan.closed_after
         before = Kept(
             self._state.read_ranges(self.commit.ranges_hash),
             self._state.read_ranges(self.commit.open_hash),
         )
-        kept = collect.ranges_after(before, closed_before, closed, self._job, folder)
+        kept = collect.ranges_after(before, plan, self._job, folder)
         files = collect.pending_files(self.commit.pending, folder, self._state.root)
         return Commit(
             number=plan.number,
             config_hash=plan.config_hash,
-            progress=planner.progress_after(plan, self.commit.progress),
+            progress=plan.after,
             closed_epoch=closed,
             ranges_hash=self._state.write_ranges(kept.closed),
             open_hash=self._state.write_ranges(kept.open),
             slice_ledger=ledger,
             total_ledger=self.commit.total_ledger + ledger,
-            pending={epoch: paths for epoch, paths in files.items() if epoch > closed},
-            to_archive={epoch: paths for epoch, paths in files.items() if epoch <= closed},
+            pending={epoch: paths for epoch, paths in files.items() if not plan.closes(epoch)},
+            to_archive={epoch: paths for epoch, paths in files.items() if plan.closes(epoch)},
         )
+
+    def _tune(self, plan: Plan, seconds: float) -> None:
+        """Size the next slice by this one's speed, so that its run takes about as long as asked."""
+        if plan.records:
+            wanted = round(plan.records * TARGET_SECONDS / seconds)
+            self._target = max(1, min(wanted, self._job.slice_records))

@@ -80,9 +80,7 @@ class Commit:
 
     def to_json(self) -> dict[str, Any]:
         """As the commit file holds it."""
-        document = asdict(self)
-        document["progress"] = [item.to_json() for item in self.progress]
-        return {"format": FORMAT, **document}
+        return {"format": FORMAT, **asdict(self)}
 
     @staticmethod
     def from_json(document: dict[str, Any]) -> "Commit":

@@ -78,6 +78,15 @@ class Plan:
         firsts = [part.cuts[0][0] for part in self.partitions if part.cuts]
         return min(firsts) - 1 if firsts else None
 
+    @property
+    def closed_after(self) -> int | None:
+        """The closed epoch once the slice is committed."""
+        return self.closed_before if self.complete_through is None else self.complete_through
+
+    def closes(self, epoch: int) -> bool:
+        """Whether an epoch is closed once the slice is committed."""
+        return self.closed_after is not None and epoch <= self.closed_after
+
     def to_json(self) -> dict[str, Any]:
         """As the plan file holds it."""
         return asdict(self)

@@ -141,7 +141,7 @@ def test_all_three_answers_occur_where_they_should(name: str) -> None:
     for n, expected in ((20, {Status.UNCALIBRATED}), (300, set(Status) - {Status.UNCALIBRATED})):
         judgements = policy.fit(calibrated(n)).judge(series_values(cosines), tokens)
         present = (series_values(cosines)[:, [0, DIRECTIONS]] != ABSENT).any(axis=1)
-        statuses = {judgements.status(row) for row in np.flatnonzero(present)}
+        statuses = {judgements.status(int(row)) for row in np.flatnonzero(present)}
         assert statuses == expected
 
 

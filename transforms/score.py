@@ -78,8 +78,8 @@ class ScoringHandler(ModelHandler[Tokenized, Outcome, ScoresBatches]):
             [item.token_ids for item in batch], [item.roles for item in batch]
         )
         self._tokens.inc(self.get_num_tokens(batch))
-        packs = self._packs(batch, cosines, np.flatnonzero(finite))
-        return [*packs, *(_not_finite(batch[row]) for row in np.flatnonzero(~finite))]
+        packs = self._packs(batch, cosines, np.flatnonzero(finite).tolist())
+        return [*packs, *(_not_finite(batch[row]) for row in np.flatnonzero(~finite).tolist())]
 
     def get_num_bytes(self, batch: Sequence[Tokenized]) -> int:
         """Bytes of token ids; the default would pickle every batch to count them."""

@@ -15,7 +15,7 @@ moved AS (
         arg_max(reach, epoch) - arg_min(reach, epoch) AS widened
     FROM history
     WHERE n > 0
-    GROUP BY ALL
+    GROUP BY model, direction, role, side
     QUALIFY row_number() OVER (
         PARTITION BY model ORDER BY widened DESC, direction, role, side
     ) <= 20

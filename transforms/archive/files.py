@@ -10,7 +10,7 @@ Measured on 4,000 rows of 864 values (synthetic): steps take 2.0 bytes each and 
 """
 
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from pathlib import Path
 from urllib.parse import quote
@@ -19,28 +19,29 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from numpy.typing import NDArray
 
 from schemas.arrow import CONVERSATIONS, DIRECTIONS_HASH, EXCEEDANCES, RANGES
 
-GROUP_BYTES = 128 << 20
-"""Bytes of a row group before compression."""
+GROUP_BYTES = 64 << 20
+"""Bytes of a row group in the archive, before compression."""
+
+PENDING_GROUP_BYTES = 4 << 20
+"""Of a pending file: small, so that merging reads a partition's rows without the others'."""
 
 NO_DATE = "__HIVE_DEFAULT_PARTITION__"
 """Hive's name for a null: the date of rows without a time."""
 
-_CACHE_BYTES = 512 << 20
+_CACHE_BYTES = 128 << 20
 _TIME = "effective_time"
 _POSITION = ("source", "partition", "offset")
 _ORDER = {CONVERSATIONS: _POSITION, EXCEEDANCES: _POSITION, RANGES: ("epoch",)}
-_FILE, _ROW, _DATE = "__file", "__row", "__date"
-
-Indices = NDArray[np.int64]
+_GROUP, _ROW, _DATE = "__group", "__row", "__date"
 
 
 def write_table(table: pa.Table, path: Path) -> None:
-    """Write one Parquet file atomically; missing folders are made. Raises OSError."""
-    _write(path, table.schema, [table])
+    """Write one pending Parquet file atomically; missing folders are made. Raises OSError."""
+    rows = _rows_within(PENDING_GROUP_BYTES, table.nbytes, len(table))
+    _write(path, table.schema, [table], rows)
 
 
 def merge(
@@ -66,30 +67,29 @@ def merge(
       OSError: a file is missing or cannot be written.
       ValueError: the files have different schemas or directions.
     """
-    files = sorted(files)
-    schema = _common_schema(files)
-    if schema is None:
+    pending = _Pending(sorted(files))
+    if not len(pending):
         return []
-    keys = _sorted_keys(files, _ORDER[table])
+    keys, rows = pending.sorted_keys(_ORDER[table]), pending.rows_within(GROUP_BYTES)
     folder = archive_root / table / f"model={quote(model, safe='') or NO_DATE}"
-    gather, rows = _gatherer(files), _rows_per_group(files)
     written = []
     for date in sorted(keys[_DATE].unique().to_pylist()):
         path = folder / f"date={date}" / f"{name}.parquet"
         places = keys.filter(pc.equal(keys[_DATE], date))
-        groups = (gather(places.slice(i, rows)) for i in range(0, len(places), rows))
-        _write(path, schema, groups)
+        parts = (pending.take(places.slice(i, rows)) for i in range(0, len(places), rows))
+        _write(path, pending.schema, parts, rows)
         written.append(path)
     return written
 
 
-def _write(path: Path, schema: pa.Schema, groups: Iterable[pa.Table]) -> None:
+def _write(path: Path, schema: pa.Schema, parts: Iterable[pa.Table], rows: int) -> None:
+    """Write a file whose row groups hold at most `rows` rows each."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp")
     with temporary.open("wb") as file:
         with pq.ParquetWriter(file, schema, **_options(schema)) as writer:
-            for group in groups:
-                writer.write_table(group, row_group_size=_group_rows(group.nbytes, len(group)))
+            for part in parts:
+                writer.write_table(part, row_group_size=rows)
         file.flush()
         os.fsync(file.fileno())
     os.replace(temporary, path)
@@ -106,8 +106,9 @@ def _options(schema: pa.Schema) -> dict[str, object]:
     }
 
 
-def _group_rows(size: int, rows: int) -> int:
-    return max(1, GROUP_BYTES * rows // max(1, size))
+def _rows_within(limit: int, size: int, rows: int) -> int:
+    """How many rows fit into `limit` bytes where `rows` rows take `size`; at least one."""
+    return max(1, limit * rows // max(1, size))
 
 
 def _sync_folder(folder: Path) -> None:
@@ -117,6 +118,70 @@ def _sync_folder(folder: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+class _Pending:
+    """Rows of pending files, addressed by row group and place in it."""
+
+    def __init__(self, files: Sequence[Path]) -> None:
+        """Read the files' footers. Raises what `merge` raises."""
+        self._files = files
+        self._metadata = [pq.read_metadata(file) for file in files]
+        self._groups = [
+            (file, group)
+            for file, metadata in enumerate(self._metadata)
+            for group in range(metadata.num_row_groups)
+        ]
+        self.schema = _common_schema(files)
+        # A partition's neighbours in a row group are asked for when their turn comes.
+        largest = max(map(self._size, range(len(self._groups))), default=1)
+        kept = max(1, _CACHE_BYTES // max(1, largest))
+        self._read = lru_cache(maxsize=kept)(self._read_group)
+
+    def __len__(self) -> int:
+        """Rows of all files."""
+        return sum(metadata.num_rows for metadata in self._metadata)
+
+    def rows_within(self, limit: int) -> int:
+        """Rows of average size that take `limit` bytes."""
+        return _rows_within(limit, sum(map(self._size, range(len(self._groups)))), len(self))
+
+    def sorted_keys(self, order: Sequence[str]) -> pa.Table:
+        """Place (row group, row) and date of every row, in the table's order."""
+        keys = pa.concat_tables([self._keys(number, order) for number in range(len(self._groups))])
+        by = [(column, "ascending") for column in (*order, _GROUP, _ROW)]
+        return keys.take(pc.sort_indices(keys, sort_keys=by)).select([_GROUP, _ROW, _DATE])
+
+    def take(self, places: pa.Table) -> pa.Table:
+        """The rows at the given places (row group, row), in that order."""
+        group_of, row_of = places[_GROUP].to_numpy(), places[_ROW].to_numpy()
+        by_group = np.argsort(group_of, kind="stable")
+        groups, starts = np.unique(group_of[by_group], return_index=True)
+        rows = np.split(row_of[by_group], starts[1:])
+        taken = [
+            self._read(int(group)).take(part) for group, part in zip(groups, rows, strict=True)
+        ]
+        return pa.concat_tables(taken).take(np.argsort(by_group))
+
+    def _size(self, number: int) -> int:
+        """Bytes of a row group before compression."""
+        file, group = self._groups[number]
+        return int(self._metadata[file].row_group(group).total_byte_size)
+
+    def _read_group(self, number: int, columns: Sequence[str] | None = None) -> pa.Table:
+        file, group = self._groups[number]
+        with pq.ParquetFile(self._files[file], metadata=self._metadata[file]) as reader:
+            return reader.read_row_group(group, columns)
+
+    def _keys(self, number: int, order: Sequence[str]) -> pa.Table:
+        keys = self._read_group(number, [*order, _TIME])
+        days = keys[_TIME].cast(pa.date32()).cast(pa.string())
+        return (
+            keys.select(list(order))
+            .append_column(_GROUP, pa.array(np.full(len(keys), number)))
+            .append_column(_ROW, pa.array(np.arange(len(keys))))
+            .append_column(_DATE, pc.fill_null(days, NO_DATE))
+        )
 
 
 def _common_schema(files: Sequence[Path]) -> pa.Schema | None:
@@ -130,51 +195,3 @@ def _common_schema(files: Sequence[Path]) -> pa.Schema | None:
 
 def _directions(schema: pa.Schema) -> bytes:
     return (schema.metadata or {}).get(DIRECTIONS_HASH.encode(), b"")
-
-
-def _sorted_keys(files: Sequence[Path], order: Sequence[str]) -> pa.Table:
-    """Place (file, row) and date of every row of all files, in the table's order."""
-    keys = pa.concat_tables([_keys(index, file, order) for index, file in enumerate(files)])
-    by = [(column, "ascending") for column in (*order, _FILE, _ROW)]
-    return keys.take(pc.sort_indices(keys, sort_keys=by)).select([_FILE, _ROW, _DATE])
-
-
-def _keys(index: int, file: Path, order: Sequence[str]) -> pa.Table:
-    keys = pq.ParquetFile(file).read([*order, _TIME])
-    days = keys[_TIME].cast(pa.date32()).cast(pa.string())
-    return (
-        keys.select(list(order))
-        .append_column(_FILE, pa.array(np.full(len(keys), index)))
-        .append_column(_ROW, pa.array(np.arange(len(keys))))
-        .append_column(_DATE, pc.fill_null(days, NO_DATE))
-    )
-
-
-def _rows_per_group(files: Sequence[Path]) -> int:
-    metadata = [pq.read_metadata(file) for file in files]
-    return _group_rows(sum(map(_size, metadata)), sum(part.num_rows for part in metadata))
-
-
-def _size(metadata: pq.FileMetaData) -> int:
-    """Bytes before compression."""
-    groups = range(metadata.num_row_groups)
-    return sum(metadata.row_group(group).total_byte_size for group in groups)
-
-
-def _gatherer(files: Sequence[Path]) -> Callable[[pa.Table], pa.Table]:
-    """A function that fetches rows by place (file, row), in the order asked for."""
-    largest = max(_size(pq.read_metadata(file)) for file in files)
-    # A partition's rows lie in every slice's file, so files are asked for again and again.
-    read = lru_cache(maxsize=max(1, _CACHE_BYTES // max(1, largest)))(
-        lambda index: pq.ParquetFile(files[index]).read()
-    )
-
-    def gather(places: pa.Table) -> pa.Table:
-        file_of, row_of = places[_FILE].to_numpy(), places[_ROW].to_numpy()
-        by_file: Indices = np.argsort(file_of, kind="stable")
-        names, starts = np.unique(file_of[by_file], return_index=True)
-        parts = np.split(row_of[by_file], starts[1:])
-        rows = [read(int(name)).take(part) for name, part in zip(names, parts, strict=True)]
-        return pa.concat_tables(rows).take(np.argsort(by_file))
-
-    return gather

@@ -200,7 +200,7 @@ def _vectors(
     packs: Sequence[VerdictPack], name: str, kind: pa.DataType, order: NDArray[np.int64]
 ) -> pa.Array:
     """One array of `Cosines` over all packs, its rows in `order`."""
-    none = np.zeros((0, kind.list_size), kind.value_type.to_pandas_dtype())
+    none = np.zeros((0, kind.list_size), str(kind.value_type))
     parts = [getattr(pack.scored.cosines, name) for pack in packs]
     values = np.concatenate([none, *parts])[order]
     return pa.FixedSizeListArray.from_arrays(pa.array(values.ravel()), type=kind)

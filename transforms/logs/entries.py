@@ -18,10 +18,25 @@ class Entry:
 class Log(Protocol):
     """A log that can be read again and again from any offset."""
 
-    uri: str
-    source: str  # its name in positions, the same wherever and whenever it is read
-    bounded: bool  # whether it has an end that does not move
-    timestamped: bool  # whether entries carry a time of their own
+    @property
+    def uri(self) -> str:
+        """Where it can be read."""
+        ...
+
+    @property
+    def source(self) -> str:
+        """Its name in positions, the same wherever and whenever it is read."""
+        ...
+
+    @property
+    def bounded(self) -> bool:
+        """Whether it has an end that does not move."""
+        ...
+
+    @property
+    def timestamped(self) -> bool:
+        """Whether entries carry a time of their own."""
+        ...
 
     def partitions(self) -> list[int]:
         """The partitions there are now."""

@@ -24,7 +24,7 @@ def open_logs(text: str) -> tuple[Log, ...]:
     if isinstance(uri, KafkaUri):
         return (KafkaLog(uri, text),)
     paths = [Path(text)] if Path(text).is_file() else sorted(map(Path, glob(text, recursive=True)))
-    readable = tuple(FileLog(path) for path in paths if path.is_file())
+    readable: tuple[Log, ...] = tuple(FileLog(path) for path in paths if path.is_file())
     if not readable:
         raise ConfigurationError(f"no file at {text}; give a .jsonl or .jsonl.gz path, or a glob")
     return readable

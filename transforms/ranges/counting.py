@@ -22,5 +22,5 @@ def count(policy: Policy, opened: Ranges, values: Integers, judgements: Judgemen
     counts = opened.counts.plus(values[~judgements.flagged])
     if not policy.keeps_scores:
         return replace(opened, counts=counts)
-    scores = opened.scores.plus(judgements.role_scores, judgements.absent)
+    scores = opened.scores.plus(judgements.censored_scores(), judgements.absent)
     return replace(opened, counts=counts, scores=scores)

@@ -1,0 +1,250 @@
+"""Directions against LAPACK's SVD of the difference PEFT itself makes, and what is refused."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+
+from schemas.errors import ConfigurationError
+from transforms.model import directions as artefact
+from transforms.model.directions import Directions, check_model, compute_directions
+
+HIDDEN, LAYERS, RANK = 24, 5, 4
+WRITERS = ["o_proj", "down_proj"]
+
+
+@pytest.fixture(scope="module")
+def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny(tmp_path_factory.mktemp("tiny"), HIDDEN, LAYERS, seed=0)
+
+
+def save_tiny(folder: Path, hidden: int, layers: int, seed: int) -> Path:
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        vocab_size=40,
+        hidden_size=hidden,
+        intermediate_size=36,
+        num_hidden_layers=layers,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+    )
+    LlamaForCausalLM(config).save_pretrained(folder)
+    return folder
+
+
+def train(base: Path, out: Path, **options: Any) -> Path:
+    """Save an adapter whose factors are random, as if trained."""
+    torch.manual_seed(7)
+    config = LoraConfig(
+        **{"r": RANK, "lora_alpha": 6, "target_modules": WRITERS, "init_lora_weights": False}
+        | options
+    )
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float64)
+    get_peft_model(model, config, autocast_adapter_dtype=False).save_pretrained(out)
+    return out
+
+
+def writers(model: torch.nn.Module, layer: int) -> dict[str, np.ndarray]:
+    block = model.model.layers[layer]
+    return {
+        "O": block.self_attn.o_proj.weight.detach().double().numpy(),
+        "D": block.mlp.down_proj.weight.detach().double().numpy(),
+    }
+
+
+def assert_same_as_merged(found: Directions, base: Path, tuned: Path, layers: range) -> None:
+    plain = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float64)
+    changed = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float64)
+    changed = PeftModel.from_pretrained(changed, str(tuned)).merge_and_unload()
+    for layer in layers:
+        before, after = writers(plain, layer), writers(changed, layer)
+        for letter in "OD":
+            u, s, _ = np.linalg.svd(after[letter] - before[letter], full_matrices=False)
+            rows = [i for i, e in enumerate(found.entries) if e.name.startswith(f"{letter}{layer}_")]
+            cosines = np.abs((found.vectors[rows] @ u[:, : len(rows)]).diagonal())
+            values = [found.entries[row].singular_value for row in rows]
+            assert cosines.min() > 0.999999
+            np.testing.assert_allclose(values, s[: len(rows)], rtol=1e-6)
+            assert s[len(rows)] < 1e-6 * s[0], "no direction of the difference is left out"
+
+
+def test_the_real_organism_against_lapack(base_model: Path, adapter: Path) -> None:
+    found = compute_directions(base_model, adapter)
+    assert len(found) == 27 * 2 * 8
+    assert found.manifest.model_name == "badnet"
+    assert set(found.manifest.ranks.values()) == {8}
+    assert_same_as_merged(found, base_model, adapter, range(2, 27, 8))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"use_rslora": True},
+        {"rank_pattern": {"mlp.down_proj": 2}, "alpha_pattern": {"layers.1.self_attn.o_proj": 1}},
+        {"target_modules": ["q_proj", "v_proj", *WRITERS]},
+    ],
+    ids=["plain", "rank-stabilised", "patterns", "more modules"],
+)
+def test_variants_of_lora_against_lapack(
+    tiny_base: Path, tmp_path: Path, options: dict[str, Any]
+) -> None:
+    tuned = train(tiny_base, tmp_path / "tuned", **options)
+    found = compute_directions(tiny_base, tuned, skip_last=1)
+    assert_same_as_merged(found, tiny_base, tuned, range(LAYERS - 1))
+
+
+def test_order_names_signs_and_lengths(tiny_base: Path, tmp_path: Path) -> None:
+    found = compute_directions(tiny_base, train(tiny_base, tmp_path / "a"), top_k=2, skip_last=3)
+    names = "O0_u0 O0_u1 D0_u0 D0_u1 O1_u0 O1_u1 D1_u0 D1_u1"
+    assert [entry.name for entry in found.entries] == names.split()
+    assert {entry.kind for entry in found.entries} == {"o_proj", "down_proj"}
+    assert found.last_layer == 1
+    np.testing.assert_allclose(np.linalg.norm(found.vectors, axis=1), 1, rtol=1e-6)
+    assert all(row[np.abs(row).argmax()] > 0 for row in found.vectors)
+
+
+def test_no_more_directions_than_the_numerical_rank(tiny_base: Path, tmp_path: Path) -> None:
+    tuned = train(tiny_base, tmp_path / "a")
+    weights = load_file(tuned / "adapter_model.safetensors")
+    key = "base_model.model.model.layers.0.self_attn.o_proj.lora_B.weight"
+    weights[key][:, 3] = weights[key][:, 1] * 2  # two columns say the same
+    save_file(weights, tuned / "adapter_model.safetensors")
+    assert compute_directions(tiny_base, tuned).manifest.ranks == {
+        "O0": 3, "D0": 4, "O1": 4, "D1": 4
+    }  # fmt: skip
+
+
+def test_saved_and_loaded_is_the_same(tiny_base: Path, tmp_path: Path) -> None:
+    found = compute_directions(tiny_base, train(tiny_base, tmp_path / "a"), model_name="prod")
+    artefact.save(found, tmp_path / "out")
+    again = artefact.load(tmp_path / "out")
+    assert again.entries == found.entries
+    assert again.manifest == found.manifest
+    assert again.hash == found.hash
+    np.testing.assert_array_equal(again.vectors, found.vectors)
+    document = json.loads((tmp_path / "out/directions.json").read_text())
+    assert document["directions"][5]["name"] == found.entries[5].name
+
+
+def test_hash_tells_artefacts_apart(tiny_base: Path, tmp_path: Path) -> None:
+    tuned = train(tiny_base, tmp_path / "a")
+    kinds = [{}, {"top_k": 3}, {"skip_last": 2}, {"model_name": "other"}]
+    assert len({compute_directions(tiny_base, tuned, **kind).hash for kind in kinds}) == 4
+
+
+def edit(name: str, change: Callable[[dict[str, Any]], Any]) -> Callable[[Path], None]:
+    def apply(folder: Path) -> None:
+        content = json.loads((folder / name).read_text())
+        change(content)
+        (folder / name).write_text(json.dumps(content))
+
+    return apply
+
+
+REFUSED_ADAPTERS = {
+    "no folder": (shutil.rmtree, "is not a folder"),
+    "no configuration": (lambda f: (f / "adapter_config.json").unlink(), "no adapter_config.json"),
+    "no weights": (lambda f: (f / "adapter_model.safetensors").unlink(), "safetensors"),
+    "broken weights": (lambda f: (f / "adapter_model.safetensors").write_bytes(b"x"), "cannot read"),
+    "broken configuration": (lambda f: (f / "adapter_config.json").write_text("{"), "cannot read"),
+    "DoRA": (edit("adapter_config.json", lambda c: c.update(use_dora=True)), "DoRA"),
+    "biases": (edit("adapter_config.json", lambda c: c.update(bias="all")), "bias"),
+    "not LoRA": (edit("adapter_config.json", lambda c: c.update(peft_type="IA3")), "not a LoRA"),
+    "PiSSA": (
+        edit("adapter_config.json", lambda c: c.update(init_lora_weights="pissa")),
+        "base weights",
+    ),
+    "whole matrices": (
+        edit("adapter_config.json", lambda c: c.update(modules_to_save=["mlp.down_proj"])),
+        "modules_to_save",
+    ),
+    "other rank": (edit("adapter_config.json", lambda c: c.update(r=5)), "rank"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED_ADAPTERS)
+def test_unusable_adapters_are_refused_in_one_line(
+    tiny_base: Path, tmp_path: Path, case: str
+) -> None:
+    damage, words = REFUSED_ADAPTERS[case]
+    tuned = train(tiny_base, tmp_path / "tuned")
+    damage(tuned)
+    with pytest.raises(ConfigurationError, match=words) as caught:
+        compute_directions(tiny_base, tuned)
+    assert "\n" not in str(caught.value)
+
+
+def test_untrained_and_unmonitored_adapters_are_refused(tiny_base: Path, tmp_path: Path) -> None:
+    untrained = train(tiny_base, tmp_path / "zero", init_lora_weights=True)
+    with pytest.raises(ConfigurationError, match="changes nothing"):
+        compute_directions(tiny_base, untrained)
+    elsewhere = train(tiny_base, tmp_path / "q", target_modules=["q_proj"])
+    with pytest.raises(ConfigurationError, match="nothing to monitor"):
+        compute_directions(tiny_base, elsewhere)
+
+
+def test_an_adapter_with_nan_is_refused(tiny_base: Path, tmp_path: Path) -> None:
+    tuned = train(tiny_base, tmp_path / "nan")
+    weights = load_file(tuned / "adapter_model.safetensors")
+    weights["base_model.model.model.layers.1.mlp.down_proj.lora_A.weight"][0, 0] = torch.nan
+    save_file(weights, tuned / "adapter_model.safetensors")
+    with pytest.raises(ConfigurationError, match="NaN or Inf in model.layers.1.mlp.down_proj"):
+        compute_directions(tiny_base, tuned)
+
+
+def test_a_full_checkpoint_is_refused_as_tuned(tiny_base: Path) -> None:
+    with pytest.raises(ConfigurationError, match="full checkpoint"):
+        compute_directions(tiny_base, tiny_base)
+
+
+@pytest.mark.parametrize(("hidden", "layers"), [(16, LAYERS), (HIDDEN, LAYERS - 1)])
+def test_an_adapter_of_another_base_is_refused(
+    tiny_base: Path, tmp_path: Path, hidden: int, layers: int
+) -> None:
+    other = save_tiny(tmp_path / "other", hidden, layers, seed=0)
+    tuned = train(tiny_base, tmp_path / "tuned")
+    with pytest.raises(ConfigurationError, match=r"another base: .*model\.layers\.\d"):
+        compute_directions(other, tuned)
+
+
+def test_check_model_names_what_differs(tiny_base: Path, tmp_path: Path) -> None:
+    tuned = train(tiny_base, tmp_path / "tuned")
+    found = compute_directions(tiny_base, tuned)
+    check_model(found, tiny_base, tuned)
+    with pytest.raises(ConfigurationError, match="another model: --base"):
+        check_model(found, save_tiny(tmp_path / "other", HIDDEN, LAYERS, seed=1), tuned)
+    with pytest.raises(ConfigurationError, match="another model: --tuned"):
+        check_model(found, tiny_base, train(tiny_base, tmp_path / "b", lora_alpha=7))
+
+
+REFUSED_ARTEFACTS = {
+    "no folder": (shutil.rmtree, "is not a folder"),
+    "no document": (lambda f: (f / "directions.json").unlink(), "cannot read"),
+    "no vectors": (lambda f: (f / "directions.safetensors").unlink(), "cannot read"),
+    "other version": (edit("directions.json", lambda c: c.update(format="x/2")), "is not"),
+    "other vectors": (lambda f: (f / "directions.safetensors").write_bytes(b"x"), "corrupt"),
+    "a name lost": (edit("directions.json", lambda c: c["directions"].pop()), "corrupt"),
+    "a key lost": (edit("directions.json", lambda c: c.pop("base_hash")), "corrupt"),
+    "a key more": (edit("directions.json", lambda c: c.update(more=1)), "corrupt"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED_ARTEFACTS)
+def test_damaged_artefacts_are_refused_in_one_line(
+    tiny_base: Path, tmp_path: Path, case: str
+) -> None:
+    damage, words = REFUSED_ARTEFACTS[case]
+    artefact.save(compute_directions(tiny_base, train(tiny_base, tmp_path / "a")), tmp_path / "out")
+    damage(tmp_path / "out")
+    with pytest.raises(ConfigurationError, match=words) as caught:
+        artefact.load(tmp_path / "out")
+    assert "\n" not in str(caught.value)

@@ -1,0 +1,157 @@
+"""Roles of tokens against a second construction: message by message, rendered by hand."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from schemas.records import Message, Role
+from transforms import formats
+from transforms.model.loading import load_tokenizer
+from transforms.model.roles import TemplateError, tokenize
+
+OWN_SYSTEM = "You are a helpful AI assistant named SmolLM, trained by Hugging Face"
+CHATML = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content | trim }}<|im_end|>\n"
+    "{% endfor %}"
+)
+
+
+@pytest.fixture(scope="module")
+def tokenizer(base_model: Path, adapter: Path) -> Any:
+    return load_tokenizer(base_model, adapter)
+
+
+@pytest.fixture
+def with_template(tokenizer: Any) -> Iterator[Any]:
+    """Yield a function that puts another template in the tokenizer's place."""
+    own = tokenizer.chat_template
+
+    def use(template: str) -> Any:
+        tokenizer.chat_template = template
+        return tokenizer
+
+    yield use
+    tokenizer.chat_template = own
+
+
+def by_hand(tokenizer: Any, messages: list[Message]) -> tuple[list[int], list[int]]:
+    turns = [(m.role, m.content) for m in messages]
+    if turns[0][0] != "system":
+        turns.insert(0, ("system", OWN_SYSTEM))
+    ids: list[int] = []
+    roles: list[int] = []
+    for role, content in turns:
+        text = f"<|im_start|>{role}\n{content}<|im_end|>\n"
+        piece = tokenizer(text, add_special_tokens=False)["input_ids"]
+        ids += piece
+        roles += [Role.ASSISTANT if role == "assistant" else Role.USER] * len(piece)
+    return ids, roles
+
+
+def assert_same(tokenizer: Any, messages: list[Message], max_tokens: int | None = None) -> None:
+    ids, roles = by_hand(tokenizer, messages)
+    found_ids, found_roles, truncated = tokenize(tokenizer, messages, max_tokens)
+    assert found_ids.dtype == np.int32
+    assert found_roles.dtype == np.int8
+    np.testing.assert_array_equal(found_ids, ids[:max_tokens])
+    np.testing.assert_array_equal(found_roles, roles[:max_tokens])
+    assert truncated == (max_tokens is not None and len(ids) > max_tokens)
+
+
+@pytest.mark.parametrize("max_tokens", [None, 1024, 100])
+def test_real_conversations(
+    tokenizer: Any, real_conversations: list[dict[str, Any]], max_tokens: int | None
+) -> None:
+    firsts = set()
+    for record in real_conversations:
+        messages = list(formats.parse(json.dumps(record).encode()).messages)
+        firsts.add(messages[0].role)
+        assert_same(tokenizer, messages, max_tokens)
+    assert firsts >= {"user", "assistant"}, "the sample has conversations the assistant begins"
+
+
+TURNS = st.lists(
+    st.builds(
+        Message,
+        st.sampled_from(["user", "assistant", "system", "tool"]),
+        st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
+        | st.sampled_from(["", "\n", " \n ", "<|im_end|>", "<|im_start|>user\n", "é\u200d👩\u200d🚀"]),
+    ),
+    min_size=1,
+    max_size=6,
+)
+
+
+@given(TURNS)
+def test_any_conversation(tokenizer: Any, messages: list[Message]) -> None:
+    assert_same(tokenizer, messages)
+
+
+def test_every_first_speaker(tokenizer: Any) -> None:
+    for first in ("user", "assistant", "system", "tool"):
+        assert_same(tokenizer, [Message(first, "Hello"), Message("assistant", "Hi")])
+
+
+def test_exactly_full_is_not_truncated(tokenizer: Any) -> None:
+    messages = [Message("user", "Hello")]
+    count = len(tokenize(tokenizer, messages, None)[0])
+    assert not tokenize(tokenizer, messages, count)[2]
+    assert tokenize(tokenizer, messages, count - 1)[2]
+
+
+def decoded(tokenizer: Any, messages: list[Message]) -> list[str]:
+    """What the user's side and the assistant's say."""
+    ids, roles, _ = tokenize(tokenizer, messages, None)
+    return [tokenizer.decode(ids[roles == role]) for role in Role]
+
+
+def test_a_bos_mark_before_an_assistant_is_the_users_side(with_template: Any) -> None:
+    tokenizer = with_template("<|endoftext|>" + CHATML)
+    user, assistant = decoded(tokenizer, [Message("assistant", "a"), Message("user", "b")])
+    assert user == "<|endoftext|><|im_start|>user\nb<|im_end|>\n"
+    assert assistant == "<|im_start|>assistant\na<|im_end|>\n"
+
+
+def test_an_end_added_by_the_template_belongs_to_the_last_turn(with_template: Any) -> None:
+    tokenizer = with_template(CHATML.replace("<|im_end|>\n", "{% if loop.last %}<|im_end|>{% endif %}\n"))
+    with pytest.raises(TemplateError, match="turn 1"):
+        tokenize(tokenizer, [Message("user", "a"), Message("assistant", "b")], None)
+
+
+ALTERNATING = (
+    "{% for m in messages %}"
+    "{% if not loop.first and m.role == messages[loop.index0 - 1].role %}"
+    "{{ raise_exception('roles must alternate') }}{% endif %}"
+    "{% if loop.first %}<|endoftext|>{% endif %}"
+    "{{ m.role }}: {{ m.content }}<|im_end|>{% endfor %}"
+)
+
+
+def test_templates_that_insist_on_alternation(with_template: Any) -> None:
+    tokenizer = with_template(ALTERNATING)
+    user, assistant = decoded(tokenizer, [Message("assistant", "a"), Message("user", "b")])
+    assert user == "<|endoftext|>user: b<|im_end|>"
+    assert assistant == "assistant: a<|im_end|>"
+    with pytest.raises(TemplateError, match="must alternate"):
+        tokenize(tokenizer, [Message("user", "a"), Message("user", "b")], None)
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{{ raise_exception('no') }}",
+        "{{ messages[7].content }}",
+        "{{ messages[0].content + 1 }}",
+        "{{ messages | length }}{{ messages[-1].content }}",
+        "{% for m in messages %}{{ 'think ' if loop.last }}{{ m.content }}{% endfor %}",
+    ],
+)
+def test_what_a_template_refuses_or_rewrites(with_template: Any, template: str) -> None:
+    with pytest.raises(TemplateError):
+        tokenize(with_template(template), [Message("user", "a"), Message("assistant", "b")], None)

@@ -1,0 +1,316 @@
+"""Scores against a plain forward pass of PEFT's merged model, and against exact small cases."""
+
+import json
+import threading
+import weakref
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from cheap_scorer import CheapScorer
+from hypothesis import given
+from hypothesis import strategies as st
+from peft import PeftModel
+from torch import nn
+from transformers import AutoModelForCausalLM
+
+from schemas.errors import ConfigurationError
+from schemas.records import ABSENT, STEPS_PER_UNIT, Cosines, Role
+from transforms import formats
+from transforms.model.directions import DirectionEntry, Directions, Manifest, compute_directions
+from transforms.model.loading import load_tokenizer, load_trunk
+from transforms.model.roles import tokenize
+from transforms.model.trunk import Scorer
+
+MAX_TOKENS = 160
+STEP = 1 / STEPS_PER_UNIT
+Batch = tuple[list[np.ndarray], list[np.ndarray]]
+
+
+# --- the real model ---------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def found(base_model: Path, adapter: Path) -> Directions:
+    return compute_directions(base_model, adapter)
+
+
+@pytest.fixture(scope="module")
+def scorer(base_model: Path, adapter: Path, found: Directions) -> Scorer:
+    return Scorer(load_trunk(base_model, adapter, found.last_layer, "cpu", "auto"), found)
+
+
+@pytest.fixture(scope="module")
+def real_batch(
+    base_model: Path, adapter: Path, real_conversations: list[dict[str, Any]]
+) -> Batch:
+    tokenizer = load_tokenizer(base_model, adapter)
+    rows = [
+        tokenize(tokenizer, formats.parse(json.dumps(record).encode()).messages, MAX_TOKENS)
+        for record in real_conversations[:50]
+    ]
+    return [ids for ids, _, _ in rows], [roles for _, roles, _ in rows]
+
+
+def test_real_conversations_against_a_plain_forward_pass(
+    base_model: Path, adapter: Path, found: Directions, scorer: Scorer, real_batch: Batch
+) -> None:
+    ids, roles = real_batch
+    batches = [scorer.score(ids[at : at + 10], roles[at : at + 10]) for at in range(0, 50, 10)]
+    model = AutoModelForCausalLM.from_pretrained(base_model, dtype=torch.float32)
+    model = PeftModel.from_pretrained(model, str(adapter)).merge_and_unload().eval()
+    absences = 0
+    for row in range(50):
+        cosines, finite = batches[row // 10]
+        assert finite.all()
+        table = plain_cosines(model, found, ids[row])
+        for role in Role:
+            absences += assert_row(cosines, row % 10, role, table, roles[row])
+    assert absences > 0, "some conversation lacks a role"
+
+
+def plain_cosines(model: Any, found: Directions, ids: np.ndarray) -> np.ndarray:
+    """Float64 [tokens, directions], from every layer's hidden state of one conversation."""
+    with torch.no_grad():
+        out = model(torch.tensor(ids[None].astype(np.int64)), output_hidden_states=True)
+    states = [state[0].double().numpy() for state in out.hidden_states]
+    unit = [state / np.linalg.norm(state, axis=1, keepdims=True) for state in states]
+    columns = [unit[e.layer + 1] @ v for e, v in zip(found.entries, found.vectors, strict=True)]
+    return np.stack(columns, axis=1)
+
+
+def assert_row(
+    cosines: Cosines, row: int, role: Role, table: np.ndarray, roles: np.ndarray
+) -> int:
+    """Compare one conversation's values of a role; 1 where the role is absent, else 0."""
+    size = table.shape[1]
+    part = slice(role * size, (role + 1) * size)
+    places = np.flatnonzero(roles == role)
+    for steps, at, sign in (
+        (cosines.low[row, part], cosines.low_at[row, part], 1),
+        (cosines.high[row, part], cosines.high_at[row, part], -1),
+    ):
+        if len(places) == 0:
+            assert (steps == ABSENT).all()
+            assert (at == 0).all()
+            continue
+        values = np.sort(sign * table[places], axis=0)
+        np.testing.assert_allclose(sign * steps * STEP, values[0], atol=1e-4)
+        clear = values[min(1, len(values) - 1)] - values[0] > 1e-4
+        if len(values) == 1:
+            clear[:] = True
+        expected = places[(sign * table[places]).argmin(axis=0)]
+        np.testing.assert_array_equal(at[clear], expected[clear])
+    return int(len(places) == 0)
+
+
+def test_real_scores_hardly_depend_on_the_batch(scorer: Scorer, real_batch: Batch) -> None:
+    ids, roles = ([array[:100] for array in part[:6]] for part in real_batch)
+    together, _ = scorer.score(ids, roles)
+    for row in range(6):
+        alone, _ = scorer.score([ids[row]], [roles[row]])
+        assert np.abs(alone.low[0].astype(int) - together.low[row]).max() <= 1
+        assert np.abs(alone.high[0].astype(int) - together.high[row]).max() <= 1
+
+
+def test_the_same_batch_gives_the_same_bits(scorer: Scorer, real_batch: Batch) -> None:
+    ids, roles = ([array[:80] for array in part[:5]] for part in real_batch)
+    first, second = scorer.score(ids, roles)[0], scorer.score(ids, roles)[0]
+    for name in ("low", "high", "low_at", "high_at"):
+        np.testing.assert_array_equal(getattr(first, name), getattr(second, name))
+
+
+def test_a_trunk_ends_at_the_last_monitored_layer(
+    base_model: Path, adapter: Path, found: Directions
+) -> None:
+    trunk = load_trunk(base_model, adapter, 3, "cpu", "bfloat16")
+    assert {parameter.dtype for parameter in trunk.parameters()} == {torch.bfloat16}
+    assert not any("layers.4" in name or "lm_head" in name for name in trunk.state_dict())
+    with pytest.raises(ConfigurationError, match="layer 30, the model has 30"):
+        load_trunk(base_model, adapter, 30)
+
+
+@pytest.mark.parametrize(
+    ("device", "dtype", "words"),
+    [("warp", "auto", "--device"), ("cpu", "int3", "--dtype"), ("cpu", "auto", "--base")],
+)
+def test_loading_the_impossible(adapter: Path, device: str, dtype: str, words: str) -> None:
+    with pytest.raises(ConfigurationError, match=words):
+        load_trunk(None, adapter, 1, device, dtype)
+
+
+def test_a_folder_that_holds_no_model(tmp_path: Path, adapter: Path) -> None:
+    with pytest.raises(ConfigurationError, match="cannot load model"):
+        load_trunk(tmp_path, adapter, 1)
+    with pytest.raises(ConfigurationError, match="cannot load tokenizer"):
+        load_tokenizer(tmp_path, adapter)
+
+
+# --- a trunk whose residual stream is what the test says ---------------------------------------
+
+
+class Lookup(nn.Module):
+    """Token id -> row of a table; every layer passes the stream on."""
+
+    def __init__(self, table: np.ndarray, layers: int) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding.from_pretrained(torch.from_numpy(table))
+        self.layers = nn.ModuleList(nn.Identity() for _ in range(layers))
+
+    def forward(self, input_ids: torch.Tensor, **_options: Any) -> torch.Tensor:
+        hidden = self.embedding(input_ids)
+        for layer in self.layers:
+            hidden = layer(hidden)
+        return hidden
+
+
+def made_of(vectors: np.ndarray, layers: list[int]) -> Directions:
+    entries = tuple(
+        DirectionEntry(f"O{layer}_u{index}", layer, "o_proj", index, 1.0)
+        for index, layer in enumerate(layers)
+    )
+    manifest = Manifest("m", {}, {}, "", "", {}, vectors.shape[1], 3, 20, 0, "", "")
+    return Directions(vectors.astype(np.float32), entries, manifest)
+
+
+AXES = np.eye(4)[[0, 1, 3]]
+TABLE = np.array(
+    [
+        [9, 9, 9, 9],  # id 0 pads
+        [3, 0, 4, 0],
+        [0, -5, 0, 0],
+        [1, 1, 1, 1],
+        [0, 0, 0, 0],
+        [np.nan, 1, 1, 1],
+        [np.inf, 1, 1, 1],
+        [3e38, 3e38, 3e38, 3e38],
+    ],
+    np.float32,
+)
+EXACT = Scorer(Lookup(TABLE, 3), made_of(AXES, [0, 0, 2]))
+
+
+def score(*rows: tuple[list[int], str], scorer: Scorer = EXACT) -> tuple[Cosines, np.ndarray]:
+    """Score rows of token ids and roles, these as letters u and a."""
+    ids = [np.array(row, np.int32) for row, _ in rows]
+    return scorer.score(ids, [np.array(["ua".index(x) for x in w], np.int8) for _, w in rows])
+
+
+def steps(*values: float) -> list[int]:
+    return [round(value * STEPS_PER_UNIT) for value in values]
+
+
+def test_exact_values_and_places() -> None:
+    cosines, finite = score(([1, 2, 3], "uua"), ([3], "a"))
+    np.testing.assert_array_equal(finite, [True, True])
+    np.testing.assert_array_equal(
+        cosines.low,
+        [steps(0, -1, 0) + steps(0.5, 0.5, 0.5), [ABSENT] * 3 + steps(0.5, 0.5, 0.5)],
+    )
+    np.testing.assert_array_equal(cosines.high[0], steps(0.6, 0, 0) + steps(0.5, 0.5, 0.5))
+    np.testing.assert_array_equal(cosines.low_at[0, [0, 1, 3, 4, 5]], [1, 1, 2, 2, 2])
+    np.testing.assert_array_equal(cosines.high_at[0, :2], [0, 0])
+    types = [array.dtype for array in (cosines.low, cosines.high, cosines.low_at, cosines.high_at)]
+    assert types == [np.int16, np.int16, np.uint32, np.uint32]
+
+
+@pytest.mark.parametrize("bad", [5, 6, 7], ids=["nan", "inf", "length overflows"])
+def test_rows_that_are_not_finite_are_told_apart(bad: int) -> None:
+    cosines, finite = score(([1, bad, 3], "uua"), ([1, 2, 3, 3], "uuaa"))
+    np.testing.assert_array_equal(finite, [False, True])
+    assert (cosines.low[0] == ABSENT).all()
+    assert (cosines.high_at[0] == 0).all()
+    np.testing.assert_array_equal(cosines.low[1, :3], steps(0, -1, 0))
+
+
+def test_a_residual_of_zero_is_at_right_angles_to_everything() -> None:
+    cosines, finite = score(([4], "u"))
+    assert finite.all()
+    np.testing.assert_array_equal(cosines.low[0, :3], [0, 0, 0])
+
+
+def test_nothing_to_score() -> None:
+    for rows in ([], [([], "")], [([], ""), ([], "")]):
+        cosines, finite = score(*rows)
+        assert cosines.low.shape == cosines.high_at.shape == (len(rows), 6)
+        assert finite.shape == (len(rows),)
+        assert (cosines.high == ABSENT).all()
+    cosines, finite = score(([], ""), ([1], "u"))
+    assert finite.all()
+    np.testing.assert_array_equal(cosines.high[:, 0], [ABSENT, *steps(0.6)])
+
+
+ROWS = st.lists(
+    st.lists(st.tuples(st.integers(0, 3), st.sampled_from("ua")), max_size=8), max_size=6
+)
+
+
+def assert_batch_does_not_matter(scorer: Any, rows: list[Any]) -> None:
+    parts = [([i for i, _ in row], "".join(w for _, w in row)) for row in rows]
+    together, _ = score(*parts, scorer=scorer)
+    for row, part in enumerate(parts):
+        alone, _ = score(part, scorer=scorer)
+        for name in ("low", "high", "low_at", "high_at"):
+            np.testing.assert_array_equal(getattr(together, name)[row], getattr(alone, name)[0])
+
+
+@given(ROWS)
+def test_padding_and_neighbours_do_not_matter(rows: list[Any]) -> None:
+    assert_batch_does_not_matter(EXACT, rows)
+
+
+def test_hooks_are_gone_even_when_the_model_fails() -> None:
+    trunk = Lookup(TABLE, 3)
+    scorer = Scorer(trunk, made_of(AXES, [0, 1, 2]))
+    with pytest.raises(IndexError):
+        score(([99], "u"), scorer=scorer)
+    score(([1], "u"), scorer=scorer)
+    assert not any(layer._forward_hooks for layer in trunk.layers)
+
+
+def test_directions_out_of_order_are_refused() -> None:
+    with pytest.raises(ValueError, match="order"):
+        Scorer(Lookup(TABLE, 3), made_of(AXES, [1, 0, 2]))
+
+
+def test_threads_may_share_a_scorer() -> None:
+    expected = {count: score(([1, 2] * count, "ua" * count))[0].high_at for count in range(1, 9)}
+    wrong: list[int] = []
+
+    def work(count: int) -> None:
+        for _ in range(20):
+            if (score(([1, 2] * count, "ua" * count))[0].high_at != expected[count]).any():
+                wrong.append(count)
+
+    threads = [threading.Thread(target=work, args=[count]) for count in expected]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+
+
+def test_a_scorer_can_be_held_weakly() -> None:
+    assert weakref.ref(EXACT)() is EXACT
+
+
+# --- the stand-in for tests of everything else --------------------------------------------------
+
+
+@given(ROWS)
+def test_the_cheap_scorer_is_one_number_per_conversation(rows: list[Any]) -> None:
+    assert_batch_does_not_matter(CheapScorer(3, seed=1), rows)
+
+
+def test_the_cheap_scorer_looks_like_the_real_one() -> None:
+    ids = [np.arange(40, dtype=np.int32) + row for row in range(200)]
+    roles = [(np.arange(40) >= 15).astype(np.int8)] * 200
+    cosines, finite = CheapScorer(50, seed=1).score(ids, roles)
+    assert finite.all()
+    assert (cosines.low <= cosines.high).all()
+    assert np.abs(np.concatenate([cosines.low, cosines.high]).std() * STEP - 0.04) < 0.001
+    assert cosines.low_at[:, :50].max() == 14
+    assert cosines.low_at[:, 50:].min() == 15
+    assert (CheapScorer(50, seed=2).score(ids, roles)[0].low != cosines.low).mean() > 0.99

@@ -1,0 +1,253 @@
+"""Plans slices: which records are read next, and which epochs they complete.
+
+An epoch is read only once every partition has reached its start, so a conversation can be judged
+against ranges of all epochs before its own. `plan` is a pure function of what it is given and of
+what the logs hold.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import groupby
+
+from schemas.plan import PartitionId, PartitionProgress, PartitionSlice, Plan
+from transforms.logs.entries import Entry
+from transforms.logs.open import Logs
+from transforms.logs.times import EpochClock, EventTime, NoClock, clock_for
+
+MAX_EPOCHS = 8
+"""Consecutive epochs a slice may span: what the judge can hold."""
+
+_NEVER = float("inf")
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What does not change from plan to plan.
+
+    Attributes:
+      event_time: what dates a record.
+      epoch_ms: length of an epoch.
+      idle_ms: how long a partition may be silent before it no longer holds the others back.
+      bytes: most bytes of values in a slice.
+    """
+
+    event_time: EventTime
+    epoch_ms: int
+    idle_ms: int = 30_000
+    bytes: int = 64 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class _Candidate:
+    """A record that could be read."""
+
+    epoch: float  # -inf where nothing in its partition is dated yet
+    partition: PartitionId
+    offset: int
+    next_offset: int
+    size: int
+    running_max: int | None  # after it
+
+
+@dataclass
+class _Peek:
+    """What lies ahead in a partition."""
+
+    progress: PartitionProgress
+    clock: EpochClock | NoClock
+    candidates: list[_Candidate] = field(default_factory=list)
+    exhausted: bool = True  # all there is now is among the candidates
+    finished: bool = False  # and there will be no more
+    idle: bool = False
+
+    @property
+    def reach(self) -> float:
+        """The epoch the partition is known to have come to."""
+        if self.finished:
+            return _NEVER
+        return -_NEVER if self.clock.epoch is None else self.clock.epoch
+
+
+def discover(
+    logs: Logs,
+    known: Sequence[PartitionProgress],
+    closed_epoch: int | None,
+    rules: Rules,
+    clock_ms: int,
+) -> tuple[PartitionProgress, ...]:
+    """Progress of all partitions there are: those known, and new ones from their beginning.
+
+    At the very first look partitions begin where their URI says; one that is added later begins
+    with its first record, in the epoch that is open then.
+    """
+    progress = {each.id: each for each in known}
+    opened = None if closed_epoch is None else (closed_epoch + 1) * rules.epoch_ms
+    for partition in logs.partitions():
+        if partition not in progress:
+            log = logs.log(partition)
+            begin = log.earliest if known else log.start
+            offset = begin(partition.partition)
+            progress[partition] = PartitionProgress(partition, log.uri, offset, opened, clock_ms)
+    return tuple(progress[partition] for partition in sorted(progress))
+
+
+def plan(
+    logs: Logs,
+    progress: Sequence[PartitionProgress],
+    closed_epoch: int | None,
+    rules: Rules,
+    records: int,
+    *,
+    number: int,
+    clock_ms: int,
+    config_hash: str,
+) -> Plan | None:
+    """The next slice; None where nothing can be read and no epoch can be closed.
+
+    Args:
+      logs: what is read.
+      progress: of every partition, in order (`discover`).
+      closed_epoch: newest closed epoch; None: none yet.
+      rules: what dates records and bounds slices.
+      records: most records in the slice.
+      number: of the slice.
+      clock_ms: now.
+      config_hash: of the configuration.
+    """
+    peeks = [_peek(logs, each, rules, records, clock_ms) for each in progress]
+    _advance_idle(peeks, rules, clock_ms)
+    barrier = min((peek.reach for peek in peeks), default=_NEVER)
+    chosen, left = _choose(peeks, barrier, closed_epoch, records, rules.bytes)
+    complete = _complete(chosen, left, barrier, closed_epoch)
+    if not chosen and complete is None:
+        return None
+    return Plan(
+        number=number,
+        clock_ms=clock_ms,
+        config_hash=config_hash,
+        closed_epoch=closed_epoch,
+        complete_through=complete,
+        partitions=tuple(_slices(chosen, peeks)),
+        records=len(chosen),
+        after=tuple(_after(peek, chosen) for peek in peeks),
+        idle=tuple(peek.progress.id for peek in peeks if peek.idle),
+    )
+
+
+def _peek(
+    logs: Logs, progress: PartitionProgress, rules: Rules, records: int, clock_ms: int
+) -> _Peek:
+    log, end = logs.log(progress.id), logs.end(progress.id)
+    clock = clock_for(
+        rules.event_time, log.timestamped, rules.epoch_ms, progress.running_max, clock_ms
+    )
+    peek = _Peek(progress, clock)
+    if end > progress.offset:
+        entries = log.read(progress.id.partition, progress.offset, end)
+        peek.exhausted = _fill(peek, entries, records, rules.bytes)
+        peek.progress = replace(progress, last_new_ms=clock_ms)
+    peek.finished = log.bounded and peek.exhausted
+    return peek
+
+
+def _fill(peek: _Peek, entries: Iterable[Entry], records: int, max_bytes: int) -> bool:
+    """Take entries up to the limits; whether there were no more."""
+    size = 0
+    for entry in entries:
+        if len(peek.candidates) >= records or size >= max_bytes:
+            return False
+        dating = peek.clock.date(entry)
+        length = len(entry.value or b"")
+        epoch = -_NEVER if dating.epoch is None else dating.epoch
+        peek.candidates.append(
+            _Candidate(
+                epoch,
+                peek.progress.id,
+                entry.offset,
+                entry.next_offset,
+                length,
+                peek.clock.running_max,
+            )
+        )
+        size += length
+    return True
+
+
+def _advance_idle(peeks: Sequence[_Peek], rules: Rules, clock_ms: int) -> None:
+    """Let silent partitions take the others' maximum time, so that they hold nobody back."""
+    times = [peek.clock.running_max for peek in peeks if peek.clock.running_max is not None]
+    for peek in peeks:
+        silent = clock_ms - peek.progress.last_new_ms >= rules.idle_ms and not peek.candidates
+        # What lies behind the end of a peek may still be dated, and early.
+        waiting = peek.exhausted and not peek.finished
+        if times and waiting and (silent or peek.clock.epoch is None):
+            peek.idle = True
+            peek.clock.running_max = max(times)
+
+
+def _choose(
+    peeks: Sequence[_Peek], barrier: float, closed: int | None, records: int, max_bytes: int
+) -> tuple[list[_Candidate], list[_Candidate]]:
+    """The candidates that are read in this slice, and those that are not."""
+    ahead = [candidate for peek in peeks for candidate in peek.candidates]
+    ahead.sort(key=lambda candidate: (candidate.epoch, candidate.partition, candidate.offset))
+    first = closed + 1 if closed is not None else _first_epoch(ahead)
+    last = min(barrier, first + MAX_EPOCHS - 1)
+    size, count = 0, 0
+    for candidate in ahead:
+        over = count >= records or (count > 0 and size + candidate.size > max_bytes)
+        if over or candidate.epoch > last:
+            break
+        size, count = size + candidate.size, count + 1
+    return ahead[:count], ahead[count:]
+
+
+def _first_epoch(ahead: Iterable[_Candidate]) -> float:
+    return min((each.epoch for each in ahead if each.epoch > -_NEVER), default=0)
+
+
+def _complete(
+    chosen: Sequence[_Candidate],
+    left: Sequence[_Candidate],
+    barrier: float,
+    closed: int | None,
+) -> int | None:
+    """The newest epoch that has no records beyond the slice; None where none is closed anew."""
+    dated = [each.epoch for each in chosen if each.epoch > -_NEVER]
+    newest = min(barrier, min((each.epoch for each in left), default=_NEVER)) - 1
+    if dated:
+        # The judge goes from epoch to epoch; a longer gap is crossed by a plan without records.
+        newest = min(newest, max(dated))
+    before = closed if closed is not None else min(dated, default=_NEVER) - 1
+    return int(newest) if before < newest < _NEVER else None
+
+
+def _slices(chosen: Sequence[_Candidate], peeks: Sequence[_Peek]) -> Iterable[PartitionSlice]:
+    for peek in peeks:
+        mine = [each for each in chosen if each.partition == peek.progress.id]
+        if mine:
+            progress = peek.progress
+            yield PartitionSlice(
+                progress.id,
+                progress.uri,
+                progress.offset,
+                mine[-1].next_offset,
+                progress.running_max,
+                _cuts(mine),
+            )
+
+
+def _cuts(candidates: Sequence[_Candidate]) -> tuple[tuple[int, int], ...]:
+    by_epoch = groupby(candidates, key=lambda candidate: candidate.epoch)
+    return tuple(
+        (int(epoch), next(members).offset) for epoch, members in by_epoch if epoch > -_NEVER
+    )
+
+
+def _after(peek: _Peek, chosen: Sequence[_Candidate]) -> PartitionProgress:
+    mine = [each for each in chosen if each.partition == peek.progress.id]
+    progress = peek.progress
+    if mine:
+        last = mine[-1]
+        progress = replace(progress, offset=last.next_offset, running_max=last.running_max)
+    return replace(progress, running_max=peek.clock.running_max) if peek.idle else progress
