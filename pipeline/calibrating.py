@@ -78,7 +78,7 @@ def _vectors(archive: Path) -> tuple[Cosines, np.ndarray]:
     if not tables.exists():
         raise ConfigurationError("no conversation could be scored; see the dead letters beside it")
     columns = ["source", "partition", "offset", "tokens", "low", "high", "low_at", "high_at"]
-    table = ds.dataset(tables, partitioning="hive").to_table(columns=columns)
+    table = ds.dataset(tables).to_table(columns=columns)
     table = table.sort_by([(name, "ascending") for name in columns[:3]])
     cosines = Cosines(*(_matrix(table[name]) for name in columns[4:]))
     return cosines, table["tokens"].to_numpy()

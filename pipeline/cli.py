@@ -6,6 +6,7 @@ Exit status: 0 done, 1 the run failed or its counts do not add up, 2 wrong use o
 import logging
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 
 from pipeline import options
@@ -15,7 +16,7 @@ from schemas.errors import ConfigurationError, RunFailedError
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; the exit status is returned, messages go to stderr."""
     os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a model is what is on disk, never a download
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    _configure_logging()
     try:
         return _run(sys.argv[1:] if arguments is None else arguments)
     except ConfigurationError as error:
@@ -24,6 +25,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except RunFailedError as error:
         print(f"deltawatch: {error}", file=sys.stderr)
         return 1
+
+
+def _configure_logging() -> None:
+    # Beam and transformers warn of things nobody here can act on, such as missing cloud libraries.
+    logging.basicConfig(level=logging.ERROR, format="%(levelname)s %(name)s: %(message)s")
+    for package in ("pipeline", "transforms", "schemas"):
+        logging.getLogger(package).setLevel(logging.WARNING)
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
 
 
 def _run(arguments: Sequence[str]) -> int:

@@ -73,7 +73,7 @@ def _write_rows(ranges: Ranges, epoch: int, folder: Path, job: Job) -> None:
     counts = ranges.counts
     table = rows.ranges_table(
         epoch,
-        epoch * job.epoch_ms,
+        epoch * job.epoch_ms if job.dated else None,
         ranges.hash,
         per_series(counts.conversations, counts.directions),
         counts.maximum,

@@ -65,7 +65,7 @@ def _calibrate(known: argparse.Namespace, beam_arguments: Sequence[str]) -> int:
 
 def _audit(known: argparse.Namespace, beam_arguments: Sequence[str]) -> int:
     job = preflight.job(known, beam_arguments, endless=False)
-    state = State(known.state or job.archive / "_state" / job.config_hash[:12])
+    state = State(known.state or job.archive / f"_state-{job.run_id}")
     _follow_until_stopped(job, state, endless=False)
     state.remove() if known.state is None else state.close()
     return 0

@@ -7,6 +7,7 @@ from transforms.logs.planner import Rules
 from transforms.logs.times import EventTime
 
 from schemas.artefacts import combined_hash
+from schemas.uris import KafkaUri, parse_uri
 from transforms.model.directions import Directions
 from transforms.model.engine import Engine
 from transforms.model.excerpts import Excerpts
@@ -55,6 +56,12 @@ class Job:
     slice_records: int = 2000
     idle_ms: int = 30_000
     beam_arguments: tuple[str, ...] = ()
+
+    @property
+    def dated(self) -> bool:
+        """Whether the records have times; files have none but in a payload field."""
+        kafka = any(isinstance(parse_uri(uri), KafkaUri) for uri in self.inputs)
+        return kafka or self.event_time.field is not None
 
     @property
     def rules(self) -> Rules:

@@ -68,7 +68,9 @@ def assert_same_as_merged(found: Directions, base: Path, tuned: Path, layers: ra
         before, after = writers(plain, layer), writers(changed, layer)
         for letter in "OD":
             u, s, _ = np.linalg.svd(after[letter] - before[letter], full_matrices=False)
-            rows = [i for i, e in enumerate(found.entries) if e.name.startswith(f"{letter}{layer}_")]
+            rows = [
+                i for i, e in enumerate(found.entries) if e.name.startswith(f"{letter}{layer}_")
+            ]
             cosines = np.abs((found.vectors[rows] @ u[:, : len(rows)]).diagonal())
             values = [found.entries[row].singular_value for row in rows]
             assert cosines.min() > 0.999999
@@ -154,7 +156,10 @@ REFUSED_ADAPTERS = {
     "no folder": (shutil.rmtree, "is not a folder"),
     "no configuration": (lambda f: (f / "adapter_config.json").unlink(), "no adapter_config.json"),
     "no weights": (lambda f: (f / "adapter_model.safetensors").unlink(), "safetensors"),
-    "broken weights": (lambda f: (f / "adapter_model.safetensors").write_bytes(b"x"), "cannot read"),
+    "broken weights": (
+        lambda f: (f / "adapter_model.safetensors").write_bytes(b"x"),
+        "cannot read",
+    ),
     "broken configuration": (lambda f: (f / "adapter_config.json").write_text("{"), "cannot read"),
     "DoRA": (edit("adapter_config.json", lambda c: c.update(use_dora=True)), "DoRA"),
     "biases": (edit("adapter_config.json", lambda c: c.update(bias="all")), "bias"),

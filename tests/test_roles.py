@@ -1,5 +1,6 @@
 """Roles of tokens against a second construction: message by message, rendered by hand."""
 
+import copy
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers.processors import ByteLevel
 
 from schemas.records import Message, Role
 from transforms import formats
@@ -81,7 +83,9 @@ TURNS = st.lists(
         Message,
         st.sampled_from(["user", "assistant", "system", "tool"]),
         st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
-        | st.sampled_from(["", "\n", " \n ", "<|im_end|>", "<|im_start|>user\n", "é\u200d👩\u200d🚀"]),
+        | st.sampled_from(
+            ["", "\n", " \n ", "<|im_end|>", "<|im_start|>user\n", "é\u200d👩\u200d🚀"]
+        ),
     ),
     min_size=1,
     max_size=6,
@@ -118,8 +122,17 @@ def test_a_bos_mark_before_an_assistant_is_the_users_side(with_template: Any) ->
     assert assistant == "<|im_start|>assistant\na<|im_end|>\n"
 
 
-def test_an_end_added_by_the_template_belongs_to_the_last_turn(with_template: Any) -> None:
-    tokenizer = with_template(CHATML.replace("<|im_end|>\n", "{% if loop.last %}<|im_end|>{% endif %}\n"))
+def test_tokenizers_that_trim_white_space_off_offsets(tokenizer: Any) -> None:
+    trimming = copy.deepcopy(tokenizer)
+    trimming.backend_tokenizer.post_processor = ByteLevel(trim_offsets=True)
+    spans = trimming("a\n", return_offsets_mapping=True)["offset_mapping"]
+    assert spans[-1] == (2, 2), "the line break seems to begin after itself"
+    assert_same(trimming, [Message("user", "a b"), Message("assistant", " b"), Message("user", "")])
+
+
+def test_a_turn_rendered_differently_when_it_is_last_is_refused(with_template: Any) -> None:
+    last = "{% if loop.last %}<|im_end|>{% endif %}\n"
+    tokenizer = with_template(CHATML.replace("<|im_end|>\n", last))
     with pytest.raises(TemplateError, match="turn 1"):
         tokenize(tokenizer, [Message("user", "a"), Message("assistant", "b")], None)
 

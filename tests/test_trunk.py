@@ -43,9 +43,7 @@ def scorer(base_model: Path, adapter: Path, found: Directions) -> Scorer:
 
 
 @pytest.fixture(scope="module")
-def real_batch(
-    base_model: Path, adapter: Path, real_conversations: list[dict[str, Any]]
-) -> Batch:
+def real_batch(base_model: Path, adapter: Path, real_conversations: list[dict[str, Any]]) -> Batch:
     tokenizer = load_tokenizer(base_model, adapter)
     rows = [
         tokenize(tokenizer, formats.parse(json.dumps(record).encode()).messages, MAX_TOKENS)
@@ -74,16 +72,15 @@ def test_real_conversations_against_a_plain_forward_pass(
 def plain_cosines(model: Any, found: Directions, ids: np.ndarray) -> np.ndarray:
     """Float64 [tokens, directions], from every layer's hidden state of one conversation."""
     with torch.no_grad():
-        out = model(torch.tensor(ids[None].astype(np.int64)), output_hidden_states=True)
+        ids = torch.tensor(ids[None].astype(np.int64))
+        out = model.model(ids, output_hidden_states=True)
     states = [state[0].double().numpy() for state in out.hidden_states]
     unit = [state / np.linalg.norm(state, axis=1, keepdims=True) for state in states]
     columns = [unit[e.layer + 1] @ v for e, v in zip(found.entries, found.vectors, strict=True)]
     return np.stack(columns, axis=1)
 
 
-def assert_row(
-    cosines: Cosines, row: int, role: Role, table: np.ndarray, roles: np.ndarray
-) -> int:
+def assert_row(cosines: Cosines, row: int, role: Role, table: np.ndarray, roles: np.ndarray) -> int:
     """Compare one conversation's values of a role; 1 where the role is absent, else 0."""
     size = table.shape[1]
     part = slice(role * size, (role + 1) * size)
@@ -159,7 +156,8 @@ class Lookup(nn.Module):
         self.embedding = nn.Embedding.from_pretrained(torch.from_numpy(table))
         self.layers = nn.ModuleList(nn.Identity() for _ in range(layers))
 
-    def forward(self, input_ids: torch.Tensor, **_options: Any) -> torch.Tensor:
+    def forward(self, input_ids: torch.Tensor, **options: Any) -> torch.Tensor:
+        self.options = options
         hidden = self.embedding(input_ids)
         for layer in self.layers:
             hidden = layer(hidden)
@@ -178,7 +176,7 @@ def made_of(vectors: np.ndarray, layers: list[int]) -> Directions:
 AXES = np.eye(4)[[0, 1, 3]]
 TABLE = np.array(
     [
-        [9, 9, 9, 9],  # id 0 pads
+        [np.nan] * 4,  # id 0 pads: its activations must not be looked at
         [3, 0, 4, 0],
         [0, -5, 0, 0],
         [1, 1, 1, 1],
@@ -243,7 +241,7 @@ def test_nothing_to_score() -> None:
 
 
 ROWS = st.lists(
-    st.lists(st.tuples(st.integers(0, 3), st.sampled_from("ua")), max_size=8), max_size=6
+    st.lists(st.tuples(st.integers(1, 4), st.sampled_from("ua")), max_size=8), max_size=6
 )
 
 
@@ -259,6 +257,13 @@ def assert_batch_does_not_matter(scorer: Any, rows: list[Any]) -> None:
 @given(ROWS)
 def test_padding_and_neighbours_do_not_matter(rows: list[Any]) -> None:
     assert_batch_does_not_matter(EXACT, rows)
+
+
+def test_the_model_is_told_what_is_padding() -> None:
+    trunk = Lookup(TABLE, 3)
+    score(([1], "u"), ([1, 2], "ua"), scorer=Scorer(trunk, made_of(AXES, [0, 1, 2])))
+    assert trunk.options["attention_mask"].tolist() == [[1, 0], [1, 1]]
+    assert trunk.options["use_cache"] is False
 
 
 def test_hooks_are_gone_even_when_the_model_fails() -> None:

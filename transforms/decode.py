@@ -45,7 +45,7 @@ class _DecodeRecord(beam.DoFn):
     def setup(self) -> None:
         self._tokenizer = self._engine.tokenizer()
 
-    def process(self, record: LogRecord) -> Iterator[Tokenized | TaggedOutput]:
+    def process(self, record: LogRecord) -> Iterator[Any]:
         if skipped := _skipped(record):
             yield TaggedOutput(SKIPPED, skipped)
             return

@@ -193,7 +193,7 @@ class _EpochsOfModel(beam.DoFn):
         p6: Any = _P[6],
         p7: Any = _P[7],
         timer: Any = _TIMER,
-    ) -> Iterator[TimestampedValue]:
+    ) -> Iterator[Any]:
         _, pack = keyed
         ring = (p0, p1, p2, p3, p4, p5, p6, p7)
         keeper = _Keeper(self._start, (meta, closed, opened), ring)
@@ -225,7 +225,7 @@ class _EpochsOfModel(beam.DoFn):
         p6: Any = _P[6],
         p7: Any = _P[7],
         timer: Any = _TIMER,
-    ) -> Iterator[TimestampedValue | TaggedOutput]:
+    ) -> Iterator[Any]:
         ring = (p0, p1, p2, p3, p4, p5, p6, p7)
         keeper = _Keeper(self._start, (meta, closed, opened), ring)
         epoch = keeper.meta.closed_epoch + 1

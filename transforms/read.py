@@ -74,7 +74,7 @@ class _ReadPartition(beam.DoFn):
         self,
         part: PartitionSlice,
         tracker: Any = beam.DoFn.RestrictionParam(_Offsets()),  # noqa: B008 - Beam's way
-    ) -> Iterator[TimestampedValue]:
+    ) -> Iterator[Any]:  # Beam would take TimestampedValue for the element's type
         (log,) = open_logs(part.uri)
         clock = clock_for(
             self._event_time, log.timestamped, self._epoch_ms, part.running_max, self._plan_ms

@@ -109,5 +109,5 @@ def _not_finite(item: Tokenized) -> DeadLetter:
     return DeadLetter(item.header, Reason.NOT_FINITE, detail, None)
 
 
-def _route(outcome: Outcome) -> Iterator[Outcome | TaggedOutput]:
+def _route(outcome: Outcome) -> Iterator[Any]:
     yield TaggedOutput(UNSCORED, outcome) if isinstance(outcome, DeadLetter) else outcome
