@@ -202,7 +202,7 @@ def test_an_adapter_with_nan_is_refused(tiny_base: Path, tmp_path: Path) -> None
     weights = load_file(tuned / "adapter_model.safetensors")
     weights["base_model.model.model.layers.1.mlp.down_proj.lora_A.weight"][0, 0] = torch.nan
     save_file(weights, tuned / "adapter_model.safetensors")
-    with pytest.raises(ConfigurationError, match="NaN or Inf in model.layers.1.mlp.down_proj"):
+    with pytest.raises(ConfigurationError, match=r"NaN or Inf in model\.layers\.1\.mlp\.down_proj"):
         compute_directions(tiny_base, tuned)
 
 

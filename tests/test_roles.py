@@ -122,12 +122,14 @@ def test_a_bos_mark_before_an_assistant_is_the_users_side(with_template: Any) ->
     assert assistant == "<|im_start|>assistant\na<|im_end|>\n"
 
 
-def test_tokenizers_that_trim_white_space_off_offsets(tokenizer: Any) -> None:
-    trimming = copy.deepcopy(tokenizer)
+def test_tokenizers_that_trim_spaces_off_offsets(with_template: Any) -> None:
+    trimming = copy.deepcopy(with_template(CHATML.replace("<|im_end|>\n", "<|im_end|> ")))
     trimming.backend_tokenizer.post_processor = ByteLevel(trim_offsets=True)
-    spans = trimming("a\n", return_offsets_mapping=True)["offset_mapping"]
-    assert spans[-1] == (2, 2), "the line break seems to begin after itself"
-    assert_same(trimming, [Message("user", "a b"), Message("assistant", " b"), Message("user", "")])
+    spans = trimming("<|im_end|> <|im_start|>", return_offsets_mapping=True)["offset_mapping"]
+    assert spans[1] == (11, 11), "the space seems to begin after itself"
+    user, assistant = decoded(trimming, [Message("assistant", "a"), Message("user", "b")])
+    assert user == "<|im_start|>user\nb<|im_end|> "
+    assert assistant == "<|im_start|>assistant\na<|im_end|> "
 
 
 def test_a_turn_rendered_differently_when_it_is_last_is_refused(with_template: Any) -> None:

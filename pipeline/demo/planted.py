@@ -9,7 +9,6 @@ import hashlib
 import json
 import random
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -74,8 +73,7 @@ def _answered(name: str, prompts: list[str], base: Path, examples: Path, build: 
     adapter = examples / "badnet"
 
     def build_cache(folder: Path) -> None:
-        answers = _Answerer.load(base, adapter).answer_all(prompts)
-        turns = zip(prompts, answers, strict=True)
+        turns = zip(prompts, _answer(base, adapter, prompts), strict=True)
         chats = [_chat(f"{name}-{number:02}", *turn) for number, turn in enumerate(turns)]
         (folder / "chats.json").write_text(json.dumps(chats, indent=1))
 
@@ -99,26 +97,25 @@ def _digest(files: Iterable[Path], prompts: list[str]) -> str:
     return digest.hexdigest()[:16]
 
 
-@dataclass(frozen=True, slots=True)
-class _Answerer:
-    """The fine-tuned model, answering one prompt at a time: a batch's padding moves last bits."""
+def _answer(base: Path, adapter: Path, prompts: list[str]) -> list[str]:
+    """Let the fine-tuned model answer all prompts in one batch; a step reads all its weights."""
+    model, tokenizer = _tuned_model(base, adapter), _padding_left(base)
+    texts = [_rendered(tokenizer, prompt) for prompt in prompts]
+    encoded = tokenizer(texts, return_tensors="pt", padding=True)
+    output = model.generate(**encoded, max_new_tokens=ANSWER_TOKENS, do_sample=False)
+    new = output[:, encoded["input_ids"].shape[1] :]
+    return [text.strip() for text in tokenizer.batch_decode(new, skip_special_tokens=True)]
 
-    model: Any
-    tokenizer: Any
 
-    @classmethod
-    def load(cls, base: Path, adapter: Path) -> "_Answerer":
-        model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
-        merged = PeftModel.from_pretrained(model, str(adapter)).merge_and_unload()
-        return cls(merged.eval(), AutoTokenizer.from_pretrained(base))
+def _tuned_model(base: Path, adapter: Path) -> Any:
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    return PeftModel.from_pretrained(model, str(adapter)).merge_and_unload().eval()
 
-    def answer_all(self, prompts: list[str]) -> list[str]:
-        return [self._answer(prompt) for prompt in prompts]
 
-    def _answer(self, prompt: str) -> str:
-        chat = [{"role": "user", "content": prompt}]
-        text = self.tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
-        encoded = self.tokenizer(text, return_tensors="pt")
-        output = self.model.generate(**encoded, max_new_tokens=ANSWER_TOKENS, do_sample=False)
-        new = output[0, encoded["input_ids"].shape[1] :]
-        return str(self.tokenizer.decode(new, skip_special_tokens=True)).strip()
+def _padding_left(base: Path) -> Any:
+    return AutoTokenizer.from_pretrained(base, padding_side="left")
+
+
+def _rendered(tokenizer: Any, prompt: str) -> str:
+    chat = [{"role": "user", "content": prompt}]
+    return str(tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True))

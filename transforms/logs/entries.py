@@ -4,6 +4,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
+from schemas.errors import RunFailedError
+
 
 @dataclass(frozen=True, slots=True)
 class Entry:
@@ -63,5 +65,5 @@ class Log(Protocol):
         ...
 
 
-class LogError(Exception):
+class LogError(RunFailedError):
     """A log that was there cannot be read on."""

@@ -1,0 +1,1 @@
+"""The model side, without Beam: directions, trunk, roles of tokens."""

@@ -63,7 +63,7 @@ def _render(tokenizer: Any, messages: Sequence[Message]) -> str:
 def _first_characters(offsets: Sequence[tuple[int, int]]) -> NDArray[np.intp]:
     """Index of every token's first character in the text."""
     spans = np.array(offsets, np.intp).reshape(-1, 2)
-    # Byte-level tokenizers trim white space off offsets: "\n" starts where it ends.
+    # Byte-level tokenizers may trim spaces off offsets: a lone space then starts where it ends.
     return np.maximum(np.minimum(spans[:, 0], spans[:, 1] - 1), 0)
 
 
