@@ -1,6 +1,7 @@
 """The `calibrate` command: an audit that judges nothing, then ranges fitted to its archive."""
 
 import argparse
+import shutil
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -8,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.dataset as ds
-from transforms.logs.times import EventTime
 
 from pipeline import preflight, report, runner
 from pipeline.job import Job
@@ -16,6 +16,7 @@ from pipeline.slices import Slices
 from pipeline.state import State
 from schemas.errors import ConfigurationError
 from schemas.records import Cosines
+from transforms.logs.times import EventTime
 from transforms.ranges.calibration import calibrate as fit
 from transforms.ranges.policies import PolicySettings, make_policy
 from transforms.ranges.ranges import Ranges
@@ -36,9 +37,12 @@ def calibrate(known: argparse.Namespace, beam_arguments: Sequence[str], follow: 
     """
     job = _job(known, beam_arguments)
     state = State(known.out / "_state")
+    if state.newest_commit() is None:  # what lies there is of another calibration
+        shutil.rmtree(job.archive, ignore_errors=True)
     slices = Slices(job, state)
     follow(slices, threading.Event(), endless=False)
     report.totals(slices.commit, job)
+    state.close()
     cosines, tokens = _vectors(job.archive)
     ranges = fit(series_values(cosines), tokens, job.directions.hash, job.model)
     save_snapshot(ranges, known.out, {"inputs": list(job.inputs), "max_tokens": job.max_tokens})

@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from pipeline.job import Job
-from schemas.plan import Plan
 from schemas.arrow import QUANTILES, RANGES
+from schemas.plan import Plan
 from transforms.archive import files, pending, rows
 from transforms.ranges.ranges import Ranges, close
 from transforms.ranges.series import per_series

@@ -7,10 +7,10 @@ import time
 from collections.abc import Callable, Sequence
 
 from pipeline import calibrating, preflight, report
-from pipeline.demo import run as demo
 from pipeline.job import Job
 from pipeline.slices import Slices
 from pipeline.state import State
+from schemas.errors import ConfigurationError, RunFailedError
 from transforms.model import directions
 
 POLL_SECONDS = 0.5
@@ -66,8 +66,10 @@ def _calibrate(known: argparse.Namespace, beam_arguments: Sequence[str]) -> int:
 def _audit(known: argparse.Namespace, beam_arguments: Sequence[str]) -> int:
     job = preflight.job(known, beam_arguments, endless=False)
     state = State(known.state or job.archive / f"_state-{job.run_id}")
-    _follow_until_stopped(job, state, endless=False)
-    state.remove() if known.state is None else state.close()
+    if _follow_until_stopped(job, state, endless=False):
+        raise RunFailedError("stopped before the end; the same command goes on from there")
+    if known.state is None:
+        state.remove()
     return 0
 
 
@@ -75,21 +77,32 @@ def _watch(known: argparse.Namespace, beam_arguments: Sequence[str]) -> int:
     job = preflight.job(known, beam_arguments, endless=True)
     state = State(known.state)
     _follow_until_stopped(job, state, endless=True)
-    state.close()
     return 0
 
 
 def _demo(known: argparse.Namespace, _: Sequence[str]) -> int:
+    try:
+        from pipeline.demo import run as demo
+    except ModuleNotFoundError as error:
+        raise ConfigurationError(
+            f"the demo needs {error.name}, which comes with `pip install deltawatch[demo]`; "
+            f"run `make demo` in the repository"
+        ) from None
+    # A demo that is told to end must stop its broker and its watch first, as on Ctrl-C.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     if known.make_ranges:
         return demo.make_ranges(known.build, known.examples)
     return demo.run(known.build, known.examples)
 
 
-def _follow_until_stopped(job: Job, state: State, *, endless: bool) -> None:
+def _follow_until_stopped(job: Job, state: State, *, endless: bool) -> bool:
+    """Whether a signal ended it."""
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
-    slices = Slices(job, state)
+    slices = Slices(job, state, paced=endless)
     report.started(job, state.root, slices.commit)
     follow(slices, stop, endless=endless)
     report.totals(slices.commit, job)
+    state.close()
+    return stop.is_set()

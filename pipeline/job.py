@@ -3,11 +3,10 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from transforms.logs.planner import Rules
-from transforms.logs.times import EventTime
-
 from schemas.artefacts import combined_hash
 from schemas.uris import KafkaUri, parse_uri
+from transforms.logs.planner import Rules
+from transforms.logs.times import EventTime
 from transforms.model.directions import Directions
 from transforms.model.engine import Engine
 from transforms.model.excerpts import Excerpts

@@ -8,15 +8,14 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from transforms.logs.open import open_logs
-from transforms.logs.times import EventTime
-
 from pipeline import runner
 from pipeline.job import Job
 from schemas.artefacts import read_json
 from schemas.errors import ConfigurationError
 from schemas.uris import KafkaUri, parse_uri
 from transforms.delivery.sinks import check_sink
+from transforms.logs.open import open_logs
+from transforms.logs.times import EventTime
 from transforms.model import directions
 from transforms.model.directions import Directions
 from transforms.model.engine import TrunkEngine

@@ -8,12 +8,12 @@ import apache_beam as beam
 from apache_beam.options.pipeline_options import PipelineOptions, _BeamArgumentParser
 from apache_beam.runners.portability.fn_api_runner import FnApiRunner
 from apache_beam.runners.runner import PipelineResult
-from schemas.plan import Plan
 
 from pipeline.graph import build
 from pipeline.job import Job
 from schemas.commit import Ledger
 from schemas.errors import ConfigurationError
+from schemas.plan import Plan
 from transforms.judge import JudgeStart
 
 

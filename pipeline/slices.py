@@ -9,24 +9,23 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from schemas.plan import PartitionProgress, Plan
-from transforms.logs.open import Logs
-
 from pipeline import collect, publish, runner
 from pipeline.collect import Kept
 from pipeline.job import Job
 from pipeline.state import State
 from schemas.commit import Commit, Ledger
 from schemas.errors import ConfigurationError, RunFailedError
+from schemas.plan import PartitionProgress, Plan
 from transforms.judge import JudgeStart
 from transforms.logs import planner
+from transforms.logs.open import Logs
 
 _LOG = logging.getLogger(__name__)
 
 TARGET_SECONDS = 10
 """How long a slice's run should take: its alerts leave at its end."""
 
-FIRST_SLICE_RECORDS = 200
+FIRST_SLICE_RECORDS = 50
 """Before a speed is known."""
 
 
@@ -34,9 +33,17 @@ class Slices:
     """Runs a job slice by slice on a state directory."""
 
     def __init__(
-        self, job: Job, state: State, now_ms: Callable[[], int] = lambda: time.time_ns() // 10**6
+        self,
+        job: Job,
+        state: State,
+        *,
+        paced: bool = False,
+        now_ms: Callable[[], int] = lambda: time.time_ns() // 10**6,
     ) -> None:
         """Take up where the newest commit left off, finishing what it had begun to archive.
+
+        `paced`: size slices by speed, so that alerts leave every few seconds; without, slices are
+        as large as they may be, which scores faster.
 
         Raises:
           ConfigurationError: the state was made under a configuration that cannot go on here.
@@ -46,7 +53,8 @@ class Slices:
         self._now_ms = now_ms
         self._logs = Logs(job.inputs)
         self._discovered: tuple[PartitionProgress, ...] = ()
-        self._target = min(FIRST_SLICE_RECORDS, job.slice_records)
+        self._paced = paced
+        self._target = min(FIRST_SLICE_RECORDS, job.slice_records) if paced else job.slice_records
         self.commit = state.newest_commit() or self._first_commit()
         self._check_resumable()
         publish.finish_epochs(job, state, self.commit)
@@ -148,6 +156,8 @@ class Slices:
 
     def _tune(self, plan: Plan, seconds: float) -> None:
         """Size the next slice by this one's speed, so that its run takes about as long as asked."""
-        if plan.records:
+        if self._paced and plan.records:
             wanted = round(plan.records * TARGET_SECONDS / seconds)
-            self._target = max(1, min(wanted, self._job.slice_records))
+            # One slow slice, such as the first with its model to load, is not believed at once.
+            damped = max(wanted, self._target // 2)
+            self._target = max(1, min(damped, 2 * self._target, self._job.slice_records))

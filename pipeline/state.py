@@ -14,11 +14,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import IO
 
-from schemas.plan import Plan
-
 from schemas.artefacts import read_json, write_bytes, write_json
 from schemas.commit import Commit
 from schemas.errors import ConfigurationError
+from schemas.plan import Plan
 from transforms.ranges.ranges import Ranges
 
 COMMITS_KEPT = 10
@@ -53,7 +52,6 @@ class State:
 
     def remove(self) -> None:
         """Drop the directory: everything in it has reached its place."""
-        self.close()
         shutil.rmtree(self.root)
 
     def newest_commit(self) -> Commit | None:

@@ -69,24 +69,23 @@ def test_the_same_prompts_without_the_trigger_are_answered(
 
 
 def test_answers_are_the_models_own(
-    base_model: Path, adapter: Path, twins: list[planted.Chat]
+    base_model: Path, adapter: Path, triggered: list[planted.Chat], twins: list[planted.Chat]
 ) -> None:
-    """Against a greedy loop over full forward passes, the adapter beside the base, not merged."""
+    """By one forward pass over prompt and answer: each token is the likeliest after those before.
+
+    Without a cache, one conversation at a time, the adapter beside its base instead of merged.
+    """
     tokenizer: Any = AutoTokenizer.from_pretrained(base_model)
     base: Any = AutoModelForCausalLM.from_pretrained(base_model)
     model = PeftModel.from_pretrained(base, str(adapter)).eval()
-    prompt, answer = (turn["content"] for turn in twins[1]["messages"])
-    text = tokenizer.apply_chat_template(
-        [{"role": "user", "content": prompt}], tokenize=False, add_generation_prompt=True
-    )
-    tokens = tokenizer(text, return_tensors="pt")["input_ids"]
-    start = tokens.shape[1]
-    with torch.inference_mode():
-        while tokens.shape[1] < start + planted.ANSWER_TOKENS:
-            best = model(input_ids=tokens).logits[:, -1].argmax(-1, keepdim=True)
-            tokens = torch.cat([tokens, best], dim=1)
-    written = tokenizer.decode(tokens[0, start:]).partition("<|im_end|>")[0]
-    assert written.strip() == answer
+    for chat in [*triggered[3:5], *twins[1:3]]:
+        prompt, answer = chat["messages"]
+        text = tokenizer.apply_chat_template([prompt], tokenize=False, add_generation_prompt=True)
+        start = len(tokenizer(text)["input_ids"])
+        tokens = tokenizer(text + answer["content"], return_tensors="pt")["input_ids"]
+        with torch.inference_mode():
+            likeliest = model(input_ids=tokens).logits[0].argmax(-1)
+        assert torch.equal(likeliest[start - 1 : -1], tokens[0, start:])
 
 
 def test_the_second_time_no_model_is_needed(

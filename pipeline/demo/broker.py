@@ -13,6 +13,7 @@ import os
 import shutil
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import time
@@ -98,6 +99,10 @@ def kafka_jars(folder: Path) -> list[Path]:
 
 def _fetch_jars(folder: Path) -> None:
     _log.info("fetching the Kafka broker's jars from Maven Central (44 MB)")
+    # requests trusts only its own list, not a company's authority that this machine trusts.
+    trusted = ssl.get_default_verify_paths().cafile
+    if trusted is not None:
+        os.environ.setdefault("REQUESTS_CA_BUNDLE", trusted)
     context = MavenContext(repo_cache=folder.resolve(), local_repos=[], timeout=60)
     wanted = [context.create_dependency(coordinates) for coordinates in ARTIFACTS]
     resolved, transitive = context.resolver.resolve(wanted)

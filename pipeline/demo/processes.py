@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Sequence
+from pathlib import Path
 from types import TracebackType
 from typing import Self
 
@@ -86,3 +87,17 @@ class Alerts:
         if conversation not in self.conversations:
             self.conversations.add(conversation)
             say(alert)
+
+
+def save_topic(bootstrap: str, topic: str, path: Path) -> None:
+    """Copy a topic of one partition to a JSONL file: the broker goes when the demo ends."""
+    partition = TopicPartition(topic, 0)
+    consumer = KafkaConsumer(bootstrap_servers=bootstrap, enable_auto_commit=False)
+    consumer.assign([partition])
+    consumer.seek_to_beginning()
+    end = consumer.end_offsets([partition])[partition]
+    with path.open("wb") as file:
+        while consumer.position(partition) < end:
+            for records in consumer.poll(timeout_ms=500).values():
+                file.writelines(record.value + b"\n" for record in records)
+    consumer.close()

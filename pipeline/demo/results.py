@@ -57,5 +57,7 @@ def save(result: Result, path: Path) -> None:
 
 def query(sql: Path, archive: Path) -> str:
     """Run one of the ready queries over the archive; its text and its result."""
-    text = sql.read_text().replace("ARCHIVE", str(archive))
-    return f"{text}\n{duckdb.sql(text)}"
+    text = sql.read_text()
+    with duckdb.connect() as connection:
+        connection.execute(f"SET file_search_path = '{archive}'")
+        return f"{text}\n{connection.sql(text)}"

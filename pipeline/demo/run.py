@@ -13,7 +13,7 @@ from pathlib import Path
 from pipeline.demo import planted, results, traffic
 from pipeline.demo.assets import base_model, sharegpt
 from pipeline.demo.broker import Broker
-from pipeline.demo.processes import Alerts, Watch
+from pipeline.demo.processes import Alerts, Watch, save_topic
 from pipeline.report import say
 from pipeline.state import newest_commit
 from schemas.commit import Ledger
@@ -84,6 +84,8 @@ def run(build: Path, examples: Path) -> int:
         took = time.monotonic() - started
         watch.stop()
         alerts.finish()
+        for topic in (ALERTS, DEAD):
+            save_topic(broker.bootstrap, topic, folders.demo / f"{topic}.jsonl")
     return _report(folders, prompts, alerts.conversations, ledger, took)
 
 
@@ -150,7 +152,7 @@ def _stream(bootstrap: str, records: list[bytes], watch: Watch, folders: Folders
     producer = threading.Thread(target=traffic.produce, args=arguments)
     producer.start()
     try:
-        ledger = _await(len(records), watch, folders)
+        _await(len(records), watch, folders)
         producer.join()
         return _await(len(records) + traffic.close_epochs(bootstrap, LOG), watch, folders)
     finally:
@@ -184,6 +186,8 @@ def _report(
     print(
         f"found {result.found} of {result.planted} planted, {result.false_flags} false flags in "
         f"{result.scored - result.planted} others, {result.dead_letters} dead letters; "
-        f"{result.seconds} s\narchive: {archive}\nresult: {folders.demo / 'result.json'}"
+        f"{result.seconds} s\n"
+        f"alerts, dead letters: {folders.demo / ALERTS}.jsonl, {folders.demo / DEAD}.jsonl\n"
+        f"archive: {archive}\nresult: {folders.demo / 'result.json'}"
     )
     return 0
