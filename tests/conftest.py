@@ -1,5 +1,10 @@
 """What tests share: the real LLM, the real broker, real conversations. Made once, in build/."""
 
+import os
+
+# torch's waiting threads otherwise spin: beside other busy processes that makes it 40 times slower.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any

@@ -221,6 +221,15 @@ def test_an_adapter_of_another_base_is_refused(
         compute_directions(other, tuned)
 
 
+def test_a_family_whose_matrices_do_not_write_as_they_are_is_refused(
+    tiny_base: Path, tmp_path: Path
+) -> None:
+    other = shutil.copytree(tiny_base, tmp_path / "gemma")
+    edit("config.json", lambda c: c.update(model_type="gemma2"))(other)
+    with pytest.raises(ConfigurationError, match="'gemma2', which is not supported"):
+        compute_directions(other, train(tiny_base, tmp_path / "tuned"))
+
+
 def test_check_model_names_what_differs(tiny_base: Path, tmp_path: Path) -> None:
     tuned = train(tiny_base, tmp_path / "tuned")
     found = compute_directions(tiny_base, tuned)

@@ -10,6 +10,12 @@ from schemas.artefacts import read_json
 from schemas.errors import ConfigurationError
 
 CONFIG = "config.json"
+FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
+"""Values of `model_type` whose o_proj and down_proj write into the residual stream as they are.
+
+Where a norm stands between (Gemma 2 and 3, OLMo 2), the matrix's singular vectors are not what
+reaches the residual stream, so such a family must not be added here without that norm.
+"""
 _SINGLE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
 
@@ -82,3 +88,13 @@ def text_config(folder: Path) -> dict[str, Any]:
     """config.json, or the part of it about the language model where it has several parts."""
     config = read_object(folder / CONFIG, "model configuration")
     return dict(config.get("text_config", config))
+
+
+def require_family(folder: Path) -> None:
+    """Raise ConfigurationError unless the model in `folder` is of a family that can be monitored."""
+    family = text_config(folder).get("model_type")
+    if family not in FAMILIES:
+        raise ConfigurationError(
+            f"{folder} is of model family {family!r}, which is not supported yet; so far these "
+            f"are: {', '.join(FAMILIES)}"
+        )

@@ -39,6 +39,7 @@ from transforms.model.checkpoint import (
     first_line,
     model_files,
     read_object,
+    require_family,
     require_folder,
     tensor_shapes,
     text_config,
@@ -130,6 +131,7 @@ def compute_directions(
     """
     require_folder(base, "--base")
     factors = read_factors(tuned)
+    require_family(base)
     _check_fit(factors, base, tuned)
     layers = int(text_config(base)["num_hidden_layers"])
     chosen = _writers(factors, layers - skip_last)
