@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -139,8 +140,21 @@ def test_saved_and_loaded_is_the_same(tiny_base: Path, tmp_path: Path) -> None:
 
 def test_hash_tells_artefacts_apart(tiny_base: Path, tmp_path: Path) -> None:
     tuned = train(tiny_base, tmp_path / "a")
-    kinds = [{}, {"top_k": 3}, {"skip_last": 2}, {"model_name": "other"}]
-    assert len({compute_directions(tiny_base, tuned, **kind).hash for kind in kinds}) == 4
+    kinds = [{}, {"top_k": 3}, {"skip_last": 2}]
+    hashes = {compute_directions(tiny_base, tuned, **kind).hash for kind in kinds}
+    (tiny_base / "chat_template.jinja").write_text("another template")
+    hashes.add(compute_directions(tiny_base, tuned).hash)
+    (tiny_base / "chat_template.jinja").unlink()
+    assert len(hashes) == 4
+
+
+def test_hash_is_the_same_where_only_rounding_or_the_name_differ(
+    tiny_base: Path, tmp_path: Path
+) -> None:
+    found = compute_directions(tiny_base, train(tiny_base, tmp_path / "a"))
+    rounded = replace(found, vectors=np.nextafter(found.vectors, np.float32(1)))
+    renamed = replace(found, manifest=replace(found.manifest, model_name="other"))
+    assert found.hash == rounded.hash == renamed.hash
 
 
 def edit(name: str, change: Callable[[dict[str, Any]], Any]) -> Callable[[Path], None]:

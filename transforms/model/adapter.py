@@ -22,7 +22,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from schemas.errors import ConfigurationError
-from transforms.model.checkpoint import CONFIG, first_line, read_object, require_folder
+from transforms.model.checkpoint import (
+    CONFIG,
+    first_line,
+    read_object,
+    require_folder,
+    tokenizer_files,
+)
 
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
@@ -78,13 +84,16 @@ def is_adapter(folder: Path) -> bool:
 
 
 def adapter_files(folder: Path) -> list[Path]:
-    """The adapter's configuration and weights. ConfigurationError when one is missing."""
+    """The adapter's configuration, weights and, where it brings one, its tokenizer.
+
+    Raises ConfigurationError when configuration or weights are missing.
+    """
     require_folder(folder, "--tuned")
     if not is_adapter(folder):
         raise ConfigurationError(_no_adapter(folder))
     if not (folder / ADAPTER_WEIGHTS).is_file():
         raise ConfigurationError(f"{folder} has no {ADAPTER_WEIGHTS}; save it as safetensors")
-    return [folder / ADAPTER_CONFIG, folder / ADAPTER_WEIGHTS]
+    return [folder / ADAPTER_CONFIG, folder / ADAPTER_WEIGHTS, *tokenizer_files(folder)]
 
 
 def _no_adapter(folder: Path) -> str:
@@ -99,7 +108,7 @@ def read_factors(folder: Path) -> list[Factors]:
     Raises ConfigurationError, with the reason, for adapters whose difference is not plain
     `scaling * B @ A`, and for unreadable or incomplete ones.
     """
-    _, weights = adapter_files(folder)
+    _, weights, *_ = adapter_files(folder)
     config = read_object(folder / ADAPTER_CONFIG, "adapter configuration")
     _refuse_variants(folder, config)
     pairs = _pair_up(_load_tensors(weights))

@@ -43,7 +43,7 @@ def require_folder(folder: Path, option: str) -> None:
 
 
 def model_files(folder: Path) -> list[Path]:
-    """config.json and the safetensors weights (with their index where there is one).
+    """config.json, safetensors weights (with their index where there is one), tokenizer.
 
     Raises ConfigurationError when the folder lacks one of them; other formats (.bin, .gguf)
     are not read, because loading them may run code or loses the hashes.
@@ -52,7 +52,16 @@ def model_files(folder: Path) -> list[Path]:
     config = folder / CONFIG
     if not config.is_file():
         raise ConfigurationError(f"{folder} has no {CONFIG}; give a folder in Hugging Face layout")
-    return [config, *weights]
+    return [config, *weights, *tokenizer_files(folder)]
+
+
+def tokenizer_files(folder: Path) -> list[Path]:
+    """What decides how a conversation becomes tokens, as far as the folder has it.
+
+    Hashed with the weights: ranges made with one chat template say nothing about another's.
+    """
+    names = ("chat_template.jinja", "tokenizer.json", "tokenizer_config.json")
+    return [folder / name for name in names if (folder / name).is_file()]
 
 
 def _weight_files(folder: Path) -> list[Path]:

@@ -102,8 +102,22 @@ class Directions:
 
     @cached_property
     def hash(self) -> str:
-        """SHA-256 of directions.json's content, which itself names the vectors' hash."""
-        return hashlib.sha256(canonical_json(self.document())).hexdigest()
+        """SHA-256 of what the directions were made from, and of their names.
+
+        Not of the vectors: their last bits depend on the machine's linear algebra, and ranges
+        made on one machine must serve another.
+        """
+        manifest = self.manifest
+        identity = {
+            "format": FORMAT,
+            "names": [entry.name for entry in self.entries],
+            "base_hash": manifest.base_hash,
+            "tuned_hash": manifest.tuned_hash,
+            "top_k": manifest.top_k,
+            "skip_last": manifest.skip_last,
+            "sign_rule": manifest.sign_rule,
+        }
+        return hashlib.sha256(canonical_json(identity)).hexdigest()
 
     def document(self) -> dict[str, Any]:
         """The content of directions.json."""
