@@ -45,7 +45,8 @@ def calibrate(known: argparse.Namespace, beam_arguments: Sequence[str], follow: 
     state.close()
     cosines, tokens = _vectors(job.archive)
     ranges = fit(series_values(cosines), tokens, job.directions.hash, job.model)
-    save_snapshot(ranges, known.out, {"inputs": list(job.inputs), "max_tokens": job.max_tokens})
+    sources = sorted({each.id.source for each in slices.commit.progress})
+    save_snapshot(ranges, known.out, {"sources": sources, "max_tokens": job.max_tokens})
     state.remove()
     report.say(f"ranges of {len(tokens)} conversations in {known.out}")
     return ranges

@@ -55,7 +55,10 @@ class Position:
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """Position and times of a record. Times are milliseconds since 1970 UTC; None: the log has none."""
+    """Position and times of a record.
+
+    Times are milliseconds since 1970 UTC; None: the log has none.
+    """
 
     position: Position
     event_time: int | None

@@ -100,7 +100,7 @@ def text_config(folder: Path) -> dict[str, Any]:
 
 
 def require_family(folder: Path) -> None:
-    """Raise ConfigurationError unless the model in `folder` is of a family that can be monitored."""
+    """Raise ConfigurationError unless the model in `folder` is of a known family."""
     family = text_config(folder).get("model_type")
     if family not in FAMILIES:
         raise ConfigurationError(
