@@ -38,7 +38,6 @@ setup(
         "peft==0.21.2",
         "pyarrow==25.0.1",
         "safetensors==0.8.0",
-        "tokenizers==0.23.3",
         "torch==2.15.0",
         "transformers==5.23.0",
     ],
@@ -60,6 +59,7 @@ setup(
             "ocsf-json-schema==1.2.0",
             "pytest==9.2.0",
             "ruff==0.17.6",
+            "tokenizers==0.23.3",
         ],
     },
 )

@@ -41,6 +41,8 @@ def follow(slices: Slices, stop: threading.Event, *, endless: bool) -> None:
         commit = slices.step()
         if commit is not None:
             report.slice_done(commit, slices.lag(), time.monotonic() - started)
+            if commit.to_archive:
+                report.epochs_closed(commit, slices.ranges())
         elif endless:
             stop.wait(POLL_SECONDS)
         else:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from pipeline.job import Job
 from schemas.commit import Commit
+from transforms.ranges.ranges import Ranges
 
 
 def say(text: str) -> None:
@@ -27,6 +28,16 @@ def slice_done(commit: Commit, lag: int, seconds: float) -> None:
         f"{time.strftime('%H:%M:%S')} slice {commit.number}: {done.scored} conversations scored,"
         f" {done.tokens / max(seconds, 1e-3):,.0f} tokens/s, {done.flagged} flagged,"
         f" {done.uncalibrated} not calibrated, {done.dead_lettered} dead letters, lag {lag:,}"
+    )
+
+
+def epochs_closed(commit: Commit, ranges: Ranges) -> None:
+    """One line when epochs closed: what the next one is judged against."""
+    user, assistant = ranges.counts.conversations
+    say(
+        f"{time.strftime('%H:%M:%S')} closed epoch {max(commit.to_archive)}, its rows are in the "
+        f"archive; ranges {ranges.hash[:12]} now hold {user:,} conversations ({assistant:,} with an "
+        f"assistant)"
     )
 
 

@@ -19,6 +19,7 @@ from schemas.plan import PartitionProgress, Plan
 from transforms.judge import JudgeStart
 from transforms.logs import planner
 from transforms.logs.open import Logs
+from transforms.ranges.ranges import Ranges
 
 _LOG = logging.getLogger(__name__)
 
@@ -77,6 +78,10 @@ class Slices:
         self._state.write_commit(self.commit)
         publish.finish_epochs(self._job, self._state, self.commit)
         return self.commit
+
+    def ranges(self) -> Ranges:
+        """Ranges of the closed epochs, as the newest commit has them."""
+        return self._state.read_ranges(self.commit.ranges_hash)
 
     def lag(self) -> int:
         """Records (bytes, for files) that are in the logs and not yet committed."""

@@ -49,7 +49,8 @@ class _WholeTracker(OffsetRestrictionTracker):
     """Splits off only what is untouched as a whole: a partition's times need its order."""
 
     def try_split(self, fraction_of_remainder: float) -> Any:
-        return super().try_split(0) if fraction_of_remainder == 0 else None
+        untouched = self._last_claim_attempt is None
+        return super().try_split(0) if untouched and fraction_of_remainder == 0 else None
 
 
 class _Offsets(RestrictionProvider):

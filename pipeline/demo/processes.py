@@ -64,12 +64,23 @@ class Alerts:
         self._consumer.seek_to_beginning()
         self._ending = threading.Event()
         self._thread = threading.Thread(target=self._follow, daemon=True)
+
+    def __enter__(self) -> Self:
         self._thread.start()
+        return self
 
     def finish(self) -> None:
         """Read what is there, then end."""
         self._ending.set()
         self._thread.join()
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.finish()
         self._consumer.close()
 
     def _follow(self) -> None:

@@ -77,7 +77,7 @@ def run(build: Path, examples: Path) -> int:
         )
         for topic, partitions in ((LOG, traffic.PARTITIONS), (ALERTS, 1), (DEAD, 1)):
             broker.create_topic(topic, partitions)
-        alerts = Alerts(broker.bootstrap, ALERTS)
+        alerts = stack.enter_context(Alerts(broker.bootstrap, ALERTS))
         watch = stack.enter_context(Watch(_watch_arguments(folders, broker.bootstrap)))
         started = time.monotonic()
         ledger = _stream(broker.bootstrap, records, watch, folders)

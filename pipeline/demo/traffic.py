@@ -55,7 +55,7 @@ def close_epochs(bootstrap: str, topic: str) -> int:
     producer = KafkaProducer(bootstrap_servers=bootstrap)
     ahead = time.time_ns() // 10**6 + MARKER_AHEAD_MS
     for partition in range(PARTITIONS):
-        producer.send(topic, value=None, partition=partition, timestamp_ms=ahead)
+        producer.send(topic, key=b"end", value=None, partition=partition, timestamp_ms=ahead)
     producer.flush()
     producer.close()
     return PARTITIONS

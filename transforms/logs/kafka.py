@@ -7,8 +7,8 @@ of the process lends them out.
 import time
 from collections import defaultdict
 from collections.abc import Iterator
-from contextlib import contextmanager
-from threading import Lock
+from contextlib import closing, contextmanager
+from threading import RLock
 
 from kafka import KafkaAdminClient, KafkaConsumer, TopicPartition
 from kafka.errors import KafkaError
@@ -21,11 +21,20 @@ POLL_MS = 100
 STALL_SECONDS = 60
 """Without anything from the broker for so long, reading on is given up."""
 
+METADATA_MS = 5000
+"""How soon partitions that were added are seen."""
+
+FETCH_WAIT_MS = 10
+"""Only what is there already is ever read; a fetch beyond it would delay the next reader's."""
+
+CLOSE_MS = 1000
+"""For closing a consumer that failed."""
+
 PREFLIGHT_MS = 4000
 """For connecting, and again for asking: below 10 s together."""
 
 _idle: dict[tuple[str, ...], list[KafkaConsumer]] = defaultdict(list)
-_lock = Lock()
+_lock = RLock()  # a reader may be collected, and give back, while its thread holds it
 
 
 class KafkaLog:
@@ -112,21 +121,24 @@ def _records(consumer: KafkaConsumer, where: TopicPartition, end: int) -> Iterat
 
 @contextmanager
 def _leased(bootstrap: tuple[str, ...]) -> Iterator[KafkaConsumer]:
-    with _lock:
-        consumer = _idle[bootstrap].pop() if _idle[bootstrap] else None
+    consumer, sound = None, False
     try:
-        consumer = consumer or _new_consumer(bootstrap)
+        consumer = _taken(bootstrap) or _new_consumer(bootstrap)
         yield consumer
-    except KafkaError as error:
-        if consumer is not None:
-            consumer.close()
-        raise LogError(f"{','.join(bootstrap)}: {type(error).__name__} {error}") from error
+        sound = True
     except GeneratorExit:
-        # The reader stopped early; what was fetched ahead is of no use to the next one.
-        _give_back(bootstrap, consumer)
+        sound = True  # the reader stopped early; what was fetched ahead is dropped by its seek
         raise
-    else:
-        _give_back(bootstrap, consumer)
+    except KafkaError as error:
+        raise LogError(f"{','.join(bootstrap)}: {error}") from error
+    finally:
+        if consumer is not None:
+            _give_back(bootstrap, consumer) if sound else consumer.close(timeout_ms=CLOSE_MS)
+
+
+def _taken(bootstrap: tuple[str, ...]) -> KafkaConsumer | None:
+    with _lock:
+        return _idle[bootstrap].pop() if _idle[bootstrap] else None
 
 
 def _give_back(bootstrap: tuple[str, ...], consumer: KafkaConsumer) -> None:
@@ -141,27 +153,32 @@ def _new_consumer(bootstrap: tuple[str, ...]) -> KafkaConsumer:
         auto_offset_reset="none",  # deleted records are an error, not a reason to go elsewhere
         isolation_level="read_committed",
         allow_auto_create_topics=False,
+        metadata_max_age_ms=METADATA_MS,
+        fetch_max_wait_ms=FETCH_WAIT_MS,
     )
 
 
 def _cluster_id(uri: KafkaUri) -> str:
     servers = ",".join(uri.bootstrap)
     try:
-        client = KafkaAdminClient(
-            bootstrap_servers=list(uri.bootstrap),
-            bootstrap_timeout_ms=PREFLIGHT_MS,
-            request_timeout_ms=PREFLIGHT_MS,
-        )
+        with closing(_new_admin(uri.bootstrap)) as admin:
+            known = uri.topic in admin.list_topics()
+            cluster = admin.describe_cluster()["cluster_id"]
     except KafkaError as error:
         raise ConfigurationError(
             f"no Kafka broker answers at {servers} ({type(error).__name__}); start it or correct "
             f"the address"
         ) from error
-    try:
-        if uri.topic not in client.list_topics():
-            raise ConfigurationError(
-                f"topic {uri.topic!r} does not exist at {servers}; create it or correct the name"
-            )
-        return str(client.describe_cluster()["cluster_id"])
-    finally:
-        client.close()
+    if not known:
+        raise ConfigurationError(
+            f"topic {uri.topic!r} does not exist at {servers}; create it or correct the name"
+        )
+    return str(cluster)
+
+
+def _new_admin(bootstrap: tuple[str, ...]) -> KafkaAdminClient:
+    return KafkaAdminClient(
+        bootstrap_servers=list(bootstrap),
+        bootstrap_timeout_ms=PREFLIGHT_MS,
+        request_timeout_ms=PREFLIGHT_MS,
+    )

@@ -131,7 +131,7 @@ def _milliseconds(value: object, path: str) -> int:
         if isinstance(value, str):
             return _from_iso(value)
         if isinstance(value, int | float) and not isinstance(value, bool):
-            return int(value if abs(value) >= _MS_FROM else value * 1000)
+            return round(value if abs(value) >= _MS_FROM else value * 1000)
     except (ValueError, OverflowError):
         pass
     raise UndatedError(f"its field {path} is no time: {str(value)[:100]!r}")
