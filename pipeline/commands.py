@@ -10,11 +10,12 @@ from pipeline import calibrating, preflight, report
 from pipeline.job import Job
 from pipeline.slices import Slices
 from pipeline.state import State
+from schemas.commit import Commit
 from schemas.errors import ConfigurationError, RunFailedError
 from transforms.model import directions
 
-POLL_SECONDS = 0.5
-"""Between looks at logs that had nothing new."""
+PERIOD_SECONDS = 1
+"""From the start of one slice of `watch` to that of the next, at least: a commit has its price."""
 
 
 def run(known: argparse.Namespace, beam_arguments: Sequence[str]) -> int:
@@ -40,13 +41,17 @@ def follow(slices: Slices, stop: threading.Event, *, endless: bool) -> None:
         started = time.monotonic()
         commit = slices.step()
         if commit is not None:
-            report.slice_done(commit, slices.lag(), time.monotonic() - started)
-            if commit.to_archive:
-                report.epochs_closed(commit, slices.ranges())
-        elif endless:
-            stop.wait(POLL_SECONDS)
-        else:
+            _report(slices, commit, time.monotonic() - started)
+        elif not endless:
             return
+        if endless:
+            stop.wait(started + PERIOD_SECONDS - time.monotonic())
+
+
+def _report(slices: Slices, commit: Commit, seconds: float) -> None:
+    report.slice_done(commit, slices.lag(), seconds)
+    if commit.to_archive:
+        report.epochs_closed(commit, slices.ranges())
 
 
 def _directions(known: argparse.Namespace, _: Sequence[str]) -> int:

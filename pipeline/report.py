@@ -36,8 +36,8 @@ def epochs_closed(commit: Commit, ranges: Ranges) -> None:
     user, assistant = ranges.counts.conversations
     say(
         f"{time.strftime('%H:%M:%S')} closed epoch {max(commit.to_archive)}, its rows are in the "
-        f"archive; ranges {ranges.hash[:12]} now hold {user:,} conversations ({assistant:,} with an "
-        f"assistant)"
+        f"archive; ranges {ranges.hash[:12]} now hold {user:,} conversations"
+        f" ({assistant:,} of them with an assistant)"
     )
 
 
