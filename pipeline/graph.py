@@ -3,15 +3,15 @@
 from pathlib import Path
 
 import apache_beam as beam
-from schemas.plan import Plan
-from transforms.read import ReadLog
 
 from pipeline.job import Job
+from schemas.plan import Plan
 from transforms.alerts import SendAlerts
 from transforms.archive_tables import WriteTables
 from transforms.dead_letters import SendDeadLetters
 from transforms.decode import Decode
 from transforms.judge import JudgeEpochs, JudgeStart
+from transforms.read import ReadLog
 from transforms.score import Score
 from transforms.skipped import CountSkipped
 from transforms.snapshots import WriteSnapshots

@@ -109,7 +109,7 @@ class Slices:
     def _next_plan(self) -> Plan | None:
         now, closed = self._now_ms(), self.commit.closed_epoch
         known = self.commit.progress or self._discovered
-        self._discovered = planner.discover(self._logs, known, closed, self._job.rules, now)
+        self._discovered = planner.discover(self._logs, known, closed, self._job.rules)
         return planner.plan(
             self._logs,
             self._discovered,

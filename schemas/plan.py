@@ -24,7 +24,7 @@ class PartitionProgress:
     uri: str  # where it can be read
     offset: int  # next to be read
     running_max: int | None  # of record times before `offset`; None: no dated record yet
-    last_new_ms: int  # by the plans' clocks, when it last had something to read
+    last_new_ms: int  # by the plans' clocks, when it last had something to read; 0: never
 
     @staticmethod
     def from_json(document: dict[str, Any]) -> "PartitionProgress":

@@ -4,6 +4,7 @@ import math
 import statistics
 
 import numpy as np
+import oracle
 import pytest
 
 from schemas.errors import ConfigurationError
@@ -11,7 +12,7 @@ from schemas.records import ABSENT, Cosines, Exceedance, Judgement, Role, Side, 
 from transforms.ranges.calibration import calibrate
 from transforms.ranges.counting import count
 from transforms.ranges.counts import Counts
-from transforms.ranges.policies import POLICY_NAMES, Fitted, Policy, PolicySettings, make_policy
+from transforms.ranges.policies import POLICY_NAMES, Fitted, PolicySettings, make_policy
 from transforms.ranges.ranges import Ranges, close
 from transforms.ranges.series import series_values
 
@@ -43,83 +44,20 @@ def calibrated(n: int = 300, seed: int = 1) -> Ranges:
     return calibrate(series_values(cosines), tokens, "d" * 64, "a-model")
 
 
-class NaiveJudge:
-    """One conversation at a time, with dictionaries and sorted lists."""
-
-    def __init__(self, policy: Policy, ranges: Ranges, fitted: Fitted) -> None:
-        self.budget = policy.name == "budget"
-        self.thresholds = fitted.thresholds
-        self.bounds = self._by_name(fitted.bounds)
-        self.known = [n > 0 for n in ranges.counts.conversations]
-
-    def _by_name(self, row: np.ndarray) -> dict[tuple[Role, int, Side], int]:
-        names = [
-            (role, direction, side)
-            for side in (Side.HIGH, Side.LOW)
-            for role in Role
-            for direction in range(DIRECTIONS)
-        ]
-        return {name: int(value) for name, value in zip(names, row, strict=True)}
-
-    def judge(self, low: np.ndarray, high: np.ndarray, tokens: int) -> Judgement:
-        present = [role for role in Role if high[role * DIRECTIONS] != ABSENT]
-        outside = {role: self._outside(role, low, high) for role in present if self.known[role]}
-        scores = {role: self._score(found, tokens) for role, found in outside.items()}
-        gaps = {
-            role: score - threshold
-            for role, score in scores.items()
-            if (threshold := self.thresholds[role]) is not None
-        }
-        unsure = [role for role in present if self.thresholds[role] is None]
-        flagging = [role for role, gap in gaps.items() if gap > 0]
-        if flagging:
-            named = [item for role in flagging for item in self._named(outside[role])]
-            return self._answer(Status.FLAGGED, gaps, scores, tuple(self._sorted(named)))
-        if unsure or not present:
-            ofthose = {role: scores[role] for role in unsure if role in scores}
-            return self._answer(Status.UNCALIBRATED, ofthose, scores, ())
-        return self._answer(Status.CLEAN, gaps, scores, ())
-
-    def _outside(self, role: Role, low: np.ndarray, high: np.ndarray) -> list[Exceedance]:
-        found = []
-        for direction in range(DIRECTIONS):
-            column = role * DIRECTIONS + direction
-            ceiling = self.bounds[role, direction, Side.HIGH]
-            floor = -self.bounds[role, direction, Side.LOW]
-            top, bottom = int(high[column]), int(low[column])
-            found.append(Exceedance(role, direction, Side.HIGH, top, ceiling, top - ceiling))
-            found.append(Exceedance(role, direction, Side.LOW, bottom, floor, floor - bottom))
-        return found
-
-    def _score(self, outside: list[Exceedance], tokens: int) -> int:
-        margins = sorted((item.margin for item in outside), reverse=True)
-        if not self.budget:
-            return margins[0]
-        ten = sum(margin for margin in margins[:10] if margin > 0)
-        return margins[0] + ten // 2 - round(0.03 * 32767 * math.log2(tokens / 64))
-
-    def _named(self, outside: list[Exceedance]) -> list[Exceedance]:
-        if self.budget:
-            return self._sorted([item for item in outside if item.margin > 0])[:10]
-        return [item for item in outside if item.margin > EPS]
-
-    def _sorted(self, items: list[Exceedance]) -> list[Exceedance]:
-        def order(item: Exceedance) -> tuple[int, bool, int, int]:
-            return (-item.margin, item.side is Side.LOW, item.role, item.direction)
-
-        return sorted(items, key=order)
-
-    def _answer(
-        self,
-        status: Status,
-        by: dict[Role, int],
-        scores: dict[Role, int],
-        exceedances: tuple[Exceedance, ...],
-    ) -> Judgement:
-        if not by:
-            return Judgement(status, None, None, None, ())
-        role = max(by, key=lambda one: (by[one], -one))
-        return Judgement(status, role, scores[role], self.thresholds[role], exceedances)
+def naive_judge(name: str, fitted: Fitted, ranges: Ranges) -> oracle.Judge:
+    """The oracle's judge by a fitted policy's own bounds and thresholds."""
+    names = [
+        (role, direction, side)
+        for side in (Side.HIGH, Side.LOW)
+        for role in Role
+        for direction in range(DIRECTIONS)
+    ]
+    return oracle.Judge(
+        oracle.Rules(name),
+        {name: int(bound) for name, bound in zip(names, fitted.bounds, strict=True)},
+        {role: bool(ranges.counts.conversations[role] > 0) for role in Role},
+        {role: fitted.thresholds[role] for role in Role},
+    )
 
 
 @pytest.mark.parametrize("name", POLICY_NAMES)
@@ -129,7 +67,7 @@ def test_every_judgement_is_that_of_the_naive_judge(name: str, n: int) -> None:
     cosines, tokens = traffic(200, seed=2)
     fitted = policy.fit(ranges)
     records = fitted.judge(series_values(cosines), tokens).records()
-    naive = NaiveJudge(policy, ranges, fitted)
+    naive = naive_judge(name, fitted, ranges)
     for row, record in enumerate(records):
         assert record == naive.judge(cosines.low[row], cosines.high[row], int(tokens[row]))
 
@@ -271,12 +209,12 @@ def test_calibration_scores_each_fold_by_the_others() -> None:
         others = [row for row in range(203) if row % 5 != fold]
         counted = Ranges.empty(DIRECTIONS, "d" * 64, "a-model")
         counted = Ranges("d" * 64, "a-model", counted.counts.plus(values[others]), counted.scores)
-        naive = NaiveJudge(policy, counted, policy.fit(counted))
+        naive = naive_judge("budget", policy.fit(counted), counted)
         for row in range(fold, 203, 5):
             for role in Role:
                 if cosines.high[row, role * DIRECTIONS] != ABSENT:
-                    outside = naive._outside(role, cosines.low[row], cosines.high[row])
-                    expected[role].append(naive._score(outside, int(tokens[row])) // 8)
+                    outside = naive.outside(role, cosines.low[row], cosines.high[row])
+                    expected[role].append(naive.score(outside, int(tokens[row])) // 8)
     for role in Role:
         tally = ranges.scores.roles[role]
         assert np.repeat(tally.bins, tally.counts).tolist() == sorted(expected[role])

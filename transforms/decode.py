@@ -57,9 +57,10 @@ class _DecodeRecord(beam.DoFn):
             yield _dead(record, Reason.TEMPLATE_ERROR, str(error))
 
     def _tokenized(self, record: LogRecord) -> Tokenized:
+        conversation = formats.parse(record.value or b"")
+        # Only now: what is no conversation has no field with a time either.
         if record.time_error is not None:
             raise formats.DecodeError(Reason.BAD_TIME, record.time_error)
-        conversation = formats.parse(record.value or b"")
         token_ids, token_roles, truncated = roles.tokenize(
             self._tokenizer, conversation.messages, self._max_tokens
         )

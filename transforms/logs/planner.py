@@ -5,12 +5,13 @@ against ranges of all epochs before its own. `plan` is a pure function of what i
 what the logs hold.
 """
 
-from collections.abc import Iterable, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import groupby
 
 from schemas.plan import PartitionId, PartitionProgress, PartitionSlice, Plan
-from transforms.logs.entries import Entry
+from transforms.logs.entries import Entry, LogError
 from transforms.logs.open import Logs
 from transforms.logs.times import EpochClock, EventTime, NoClock, clock_for
 
@@ -58,6 +59,7 @@ class _Peek:
     candidates: list[_Candidate] = field(default_factory=list)
     exhausted: bool = True  # all there is now is among the candidates
     finished: bool = False  # and there will be no more
+    floor: float = -_NEVER  # an epoch it has come to, whatever its clock says
     idle: bool = False
 
     @property
@@ -65,7 +67,7 @@ class _Peek:
         """The epoch the partition is known to have come to."""
         if self.finished:
             return _NEVER
-        return -_NEVER if self.clock.epoch is None else self.clock.epoch
+        return -_NEVER if self.clock.epoch is None else max(self.clock.epoch, self.floor)
 
 
 def discover(
@@ -73,12 +75,11 @@ def discover(
     known: Sequence[PartitionProgress],
     closed_epoch: int | None,
     rules: Rules,
-    clock_ms: int,
 ) -> tuple[PartitionProgress, ...]:
     """Progress of all partitions there are: those known, and new ones from their beginning.
 
     At the very first look partitions begin where their URI says; one that is added later begins
-    with its first record, in the epoch that is open then.
+    with its first record, in the epoch that is open then. While it is empty it counts as silent.
     """
     progress = {each.id: each for each in known}
     opened = None if closed_epoch is None else (closed_epoch + 1) * rules.epoch_ms
@@ -87,7 +88,7 @@ def discover(
             log = logs.log(partition)
             begin = log.earliest if known else log.start
             offset = begin(partition.partition)
-            progress[partition] = PartitionProgress(partition, log.uri, offset, opened, clock_ms)
+            progress[partition] = PartitionProgress(partition, log.uri, offset, opened, 0)
     return tuple(progress[partition] for partition in sorted(progress))
 
 
@@ -113,12 +114,18 @@ def plan(
       number: of the slice.
       clock_ms: now.
       config_hash: of the configuration.
+
+    Raises:
+      LogError: a log cannot be read on, or ends before what was read of it.
     """
-    peeks = [_peek(logs, each, rules, records, clock_ms) for each in progress]
+    # A clock that is set back must not disbelieve what an earlier plan believed.
+    clock_ms = max(clock_ms, *(each.last_new_ms for each in progress), 0)
+    peeks = _peek_all(logs, progress, closed_epoch, rules, records, clock_ms)
     _advance_idle(peeks, rules, clock_ms)
     barrier = min((peek.reach for peek in peeks), default=_NEVER)
     chosen, left = _choose(peeks, barrier, closed_epoch, records, rules.bytes)
-    complete = _complete(chosen, left, barrier, closed_epoch)
+    complete = _complete(chosen, left, barrier, closed_epoch, _latest_epoch(peeks))
+    read = _by_partition(chosen)
     if not chosen and complete is None:
         return None
     return Plan(
@@ -127,34 +134,69 @@ def plan(
         config_hash=config_hash,
         closed_epoch=closed_epoch,
         complete_through=complete,
-        partitions=tuple(_slices(chosen, peeks)),
+        partitions=tuple(_slices(read, peeks)),
         records=len(chosen),
-        after=tuple(_after(peek, chosen) for peek in peeks),
+        after=tuple(_after(peek, read) for peek in peeks),
         idle=tuple(peek.progress.id for peek in peeks if peek.idle),
     )
 
 
-def _peek(
-    logs: Logs, progress: PartitionProgress, rules: Rules, records: int, clock_ms: int
-) -> _Peek:
+def _peek_all(
+    logs: Logs,
+    progress: Sequence[PartitionProgress],
+    closed: int | None,
+    rules: Rules,
+    records: int,
+    clock_ms: int,
+) -> list[_Peek]:
+    """Look into partitions in order, until records of the open epoch alone fill the slice."""
+    opened = -_NEVER if closed is None else closed + 1
+    window = _NEVER if closed is None else closed + MAX_EPOCHS
+    peeks, ready = [], 0
+    for each in progress:
+        peek = _closed_peek(logs, each, rules, clock_ms)
+        if ready >= records and peek.clock.epoch is not None:
+            # Nothing of it would be chosen; all it has left belongs to the open epoch or later.
+            peek.exhausted, peek.floor = False, opened
+        else:
+            _look(peek, logs, rules, records, window, clock_ms)
+            ready += sum(candidate.epoch <= opened for candidate in peek.candidates)
+        peeks.append(peek)
+    return peeks
+
+
+def _closed_peek(logs: Logs, progress: PartitionProgress, rules: Rules, clock_ms: int) -> _Peek:
+    timestamped = logs.log(progress.id).timestamped
+    clock = clock_for(rules.event_time, timestamped, rules.epoch_ms, progress.running_max, clock_ms)
+    return _Peek(progress, clock)
+
+
+def _look(
+    peek: _Peek, logs: Logs, rules: Rules, records: int, window: float, clock_ms: int
+) -> None:
+    progress = peek.progress
     log, end = logs.log(progress.id), logs.end(progress.id)
-    clock = clock_for(
-        rules.event_time, log.timestamped, rules.epoch_ms, progress.running_max, clock_ms
-    )
-    peek = _Peek(progress, clock)
+    if progress.last_new_ms and end < progress.offset:
+        raise LogError(
+            f"{progress.id.source}/{progress.id.partition} ends at {end}, before offset "
+            f"{progress.offset} that was reached; if the topic was made anew, give another --state"
+        )
     if end > progress.offset:
         entries = log.read(progress.id.partition, progress.offset, end)
-        peek.exhausted = _fill(peek, entries, records, rules.bytes)
+        peek.exhausted = _fill(peek, entries, records, rules.bytes, window)
+    if peek.candidates:  # holes, such as transaction markers, are no news
         peek.progress = replace(progress, last_new_ms=clock_ms)
     peek.finished = log.bounded and peek.exhausted
-    return peek
 
 
-def _fill(peek: _Peek, entries: Iterable[Entry], records: int, max_bytes: int) -> bool:
-    """Take entries up to the limits; whether there were no more."""
+def _fill(
+    peek: _Peek, entries: Iterable[Entry], records: int, max_bytes: int, window: float
+) -> bool:
+    """Take entries up to the limits, and the first one beyond the window; whether that was all."""
     size = 0
     for entry in entries:
-        if len(peek.candidates) >= records or size >= max_bytes:
+        beyond = peek.candidates and peek.candidates[-1].epoch > window
+        if beyond or len(peek.candidates) >= records or size >= max_bytes:
             return False
         dating = peek.clock.date(entry)
         length = len(entry.value or b"")
@@ -211,21 +253,35 @@ def _complete(
     left: Sequence[_Candidate],
     barrier: float,
     closed: int | None,
+    latest: float,
 ) -> int | None:
     """The newest epoch that has no records beyond the slice; None where none is closed anew."""
     dated = [each.epoch for each in chosen if each.epoch > -_NEVER]
     newest = min(barrier, min((each.epoch for each in left), default=_NEVER)) - 1
-    if dated:
-        # The judge goes from epoch to epoch; a longer gap is crossed by a plan without records.
-        newest = min(newest, max(dated))
+    # The judge goes from epoch to epoch; a longer gap is crossed by a plan without records.
+    newest = min(newest, max(dated, default=latest))
     before = closed if closed is not None else min(dated, default=_NEVER) - 1
-    return int(newest) if before < newest < _NEVER else None
+    return int(newest) if before < newest else None
 
 
-def _slices(chosen: Sequence[_Candidate], peeks: Sequence[_Peek]) -> Iterable[PartitionSlice]:
+def _latest_epoch(peeks: Iterable[_Peek]) -> float:
+    """The newest epoch that any partition has come to."""
+    epochs = [peek.clock.epoch for peek in peeks if peek.clock.epoch is not None]
+    return max(epochs, default=-_NEVER)
+
+
+def _by_partition(chosen: Iterable[_Candidate]) -> Mapping[PartitionId, list[_Candidate]]:
+    read = defaultdict(list)
+    for candidate in chosen:
+        read[candidate.partition].append(candidate)
+    return read
+
+
+def _slices(
+    read: Mapping[PartitionId, list[_Candidate]], peeks: Sequence[_Peek]
+) -> Iterable[PartitionSlice]:
     for peek in peeks:
-        mine = [each for each in chosen if each.partition == peek.progress.id]
-        if mine:
+        if mine := read.get(peek.progress.id):
             progress = peek.progress
             yield PartitionSlice(
                 progress.id,
@@ -244,10 +300,9 @@ def _cuts(candidates: Sequence[_Candidate]) -> tuple[tuple[int, int], ...]:
     )
 
 
-def _after(peek: _Peek, chosen: Sequence[_Candidate]) -> PartitionProgress:
-    mine = [each for each in chosen if each.partition == peek.progress.id]
+def _after(peek: _Peek, read: Mapping[PartitionId, list[_Candidate]]) -> PartitionProgress:
     progress = peek.progress
-    if mine:
+    if mine := read.get(progress.id):
         last = mine[-1]
         progress = replace(progress, offset=last.next_offset, running_max=last.running_max)
     return replace(progress, running_max=peek.clock.running_max) if peek.idle else progress

@@ -1,0 +1,71 @@
+"""Jobs whose model is the cheap scorer: real logs, tokenizer, graph, state and outputs."""
+
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from cheap_scorer import CheapScorer
+
+from pipeline.job import Job
+from transforms.logs.times import EventTime
+from transforms.model.directions import DirectionEntry, Directions, Manifest
+from transforms.model.loading import load_tokenizer
+from transforms.ranges.policies import PolicySettings, make_policy
+from transforms.ranges.ranges import Ranges
+
+DIRECTIONS = 7
+MODEL = "a-model"
+MAX_TOKENS = 160
+
+SETTINGS = PolicySettings(rate=0.05, percentile=95, min_calibration=30, eps=0.01)
+"""What `oracle.Rules` has as its defaults."""
+
+
+@dataclass(frozen=True)
+class CheapEngine:
+    """The real tokenizer and a scorer that costs nothing."""
+
+    base: Path
+    directions: int = DIRECTIONS
+
+    def tokenizer(self) -> Any:
+        """The real one, loaded once per process."""
+        return _tokenizer(self.base)
+
+    def scorer(self) -> CheapScorer:
+        """Scores by a hash of the tokens."""
+        return CheapScorer(self.directions)
+
+
+@lru_cache
+def _tokenizer(base: Path) -> Any:
+    return load_tokenizer(base, base)
+
+
+def cheap_directions(count: int = DIRECTIONS) -> Directions:
+    """An artefact that names directions and holds none."""
+    entries = tuple(DirectionEntry(f"O{i}_u0", i, "o_proj", 0, 1.0) for i in range(count))
+    manifest = Manifest(MODEL, {}, {}, "", "", {}, 1, count, 1, 0, "", "")
+    return Directions(np.ones((count, 1), np.float32), entries, manifest)
+
+
+def cheap_job(base: Path, inputs: tuple[str, ...], out: Path, **changes: Any) -> Job:
+    """A job on `inputs` that leaves everything in `out`; `changes` replace attributes of `Job`."""
+    directions = cheap_directions()
+    settings: dict[str, Any] = {
+        "inputs": inputs,
+        "event_time": EventTime(None),
+        "epoch_ms": 60_000,
+        "engine": CheapEngine(base),
+        "model": MODEL,
+        "directions": directions,
+        "policy": make_policy("budget", SETTINGS),
+        "base_ranges": Ranges.empty(DIRECTIONS, directions.hash, MODEL),
+        "archive": out / "archive",
+        "alerts": str(out / "alerts.jsonl"),
+        "dead_letters": str(out / "dead_letters.jsonl"),
+        "max_tokens": MAX_TOKENS,
+    }
+    return Job(**{**settings, **changes})

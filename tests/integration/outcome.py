@@ -1,0 +1,62 @@
+"""Runs jobs and reads back everything they left, in forms that can be compared."""
+
+import json
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow.dataset as ds
+
+from pipeline.job import Job
+from pipeline.slices import Slices
+from pipeline.state import State
+from schemas.commit import Commit
+from transforms.ranges.ranges import Ranges
+
+Row = dict[str, Any]
+Key = tuple[int, int]
+"""Partition, or place of the file among the files, and place of the record in it."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run left."""
+
+    job: Job
+    commit: Commit
+    ranges: Ranges
+
+    def rows(self, table: str) -> list[Row]:
+        """Rows of a table in the order of the log, dates and models from the folders included."""
+        found = ds.dataset(self.job.archive / table, partitioning="hive").to_table().to_pylist()
+        return sorted(found, key=lambda row: (row["source"], row["partition"], row["offset"]))
+
+    def files(self) -> dict[str, bytes]:
+        """Content of the archive's files by their path, without what names the run."""
+        root, run = self.job.archive, f"{self.job.run_id}-"
+        paths = sorted(root.rglob("*.parquet"))
+        return {str(path.relative_to(root)).replace(run, ""): path.read_bytes() for path in paths}
+
+    def alerts(self) -> list[Row]:
+        """Alerts in the order of their ids."""
+        return sorted(_lines(self.job.alerts), key=lambda alert: alert["metadata"]["uid"])
+
+    def reasons(self) -> Counter[str]:
+        """How many dead letters there are of each reason."""
+        return Counter(letter["reason"] for letter in _lines(self.job.dead_letters))
+
+
+def run(job: Job, state: Path) -> Outcome:
+    """Run a job that has an end to its end."""
+    held = State(state)
+    slices = Slices(job, held)
+    while slices.step():
+        pass
+    held.close()
+    return Outcome(job, slices.commit, slices.ranges())
+
+
+def _lines(path: str) -> list[Row]:
+    file = Path(path)
+    return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []

@@ -1,0 +1,73 @@
+"""A record that gets lost anywhere in the job must make the run fail, with nothing committed."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import traffic
+from cheap_job import cheap_job
+from outcome import run
+
+from pipeline.job import Job
+from pipeline.state import State
+from schemas.errors import RunFailedError
+from transforms import alerts, decode, deliver, read, score, skipped
+from transforms.archive import rows
+from transforms.logs.times import EventTime
+
+Replaced = tuple[Any, str, Callable[..., Any]]
+
+
+@pytest.fixture
+def job(conversations: list[dict[str, Any]], base_model: Path, tmp_path: Path) -> Job:
+    """A job on a hundred conversations and the broken ones, all in one slice."""
+    log = traffic.to_files(tmp_path / "log", traffic.records(conversations[:100]))
+    return cheap_job(
+        base_model, (log,), tmp_path, event_time=EventTime(traffic.TIME_FIELD), epoch_ms=10**14
+    )
+
+
+def but_the_third(original: Callable[..., Any]) -> Callable[..., Any]:
+    """A generator that gives nothing the third time it is called."""
+    calls = iter(range(10**9))
+
+    def process(*args: Any, **named: Any) -> Iterator[Any]:
+        if next(calls) != 2:
+            yield from original(*args, **named)
+
+    return process
+
+
+def without_last_row(original: Callable[..., Any]) -> Callable[..., Any]:
+    """A table that lacks a row."""
+    return lambda *args, **named: original(*args, **named).slice(1)
+
+
+LOSSES: dict[str, tuple[Any, str, Callable[..., Any]]] = {
+    "decoding": (decode._DecodeRecord, "process", but_the_third),
+    "scoring": (score, "_route", but_the_third),
+    "archiving": (rows, "conversations_table", without_last_row),
+    "sending a dead letter": (deliver._Send, "process", but_the_third),
+    "skipping": (skipped, "_count", lambda original: lambda each: each),
+}
+
+
+@pytest.mark.parametrize("where", LOSSES)
+def test_a_lost_record_fails_the_run(
+    where: str, job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place, name, losing = LOSSES[where]
+    with monkeypatch.context() as patch:
+        patch.setattr(place, name, losing(getattr(place, name)))
+        with pytest.raises(RunFailedError, match="does not add up"):
+            run(job, tmp_path / "state")
+    state = State(tmp_path / "state")
+    assert state.newest_commit() is None
+    assert state.pending_plan() is not None
+    assert not list(job.archive.rglob("*.parquet"))
+    state.close()
+    ledger = run(job, tmp_path / "state").commit.total_ledger
+    assert ledger.seen == 110
+    assert ledger.scored == 100
