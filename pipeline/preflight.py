@@ -16,7 +16,7 @@ from schemas.uris import KafkaUri, parse_uri
 from transforms.delivery.sinks import check_sink
 from transforms.logs.open import open_logs
 from transforms.logs.times import EventTime
-from transforms.model import directions
+from transforms.model import directions, loading
 from transforms.model.directions import Directions
 from transforms.model.engine import TrunkEngine
 from transforms.ranges.policies import PolicySettings, make_policy
@@ -68,15 +68,12 @@ def check_inputs(known: argparse.Namespace, *, endless: bool) -> tuple[str, ...]
 
 
 def check_model(known: argparse.Namespace) -> tuple[TrunkEngine, Directions]:
-    """The engine, once its folders, directions and chat template are known to belong together."""
+    """The engine, once folders, directions, tokenizer and device are known to be usable."""
     artefact = directions.load(known.directions)
     directions.check_model(artefact, known.base, known.tuned)
+    loading.placement(known.device, known.dtype)
     engine = TrunkEngine(known.base, known.tuned, known.directions, known.device, known.dtype)
-    if not engine.tokenizer().chat_template:
-        raise ConfigurationError(
-            f"the tokenizer of {known.base or known.tuned} has no chat template; "
-            f"put the chat_template.jinja the model was tuned with into that folder"
-        )
+    engine.tokenizer()
     return engine, artefact
 
 

@@ -5,6 +5,7 @@ import os
 # torch's waiting threads otherwise spin: beside other busy processes that makes it 40 times slower.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -52,3 +53,10 @@ def broker(broker_jars: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
     """Yield a running Kafka broker, shared by all tests: use topics of your own."""
     with Broker(tmp_path_factory.mktemp("broker"), broker_jars) as running:
         yield running
+
+
+@pytest.fixture(scope="session")
+def closed_port() -> int:
+    """A port of this machine at which nothing listens."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return int(server.getsockname()[1])

@@ -1,6 +1,5 @@
 import json
 import random
-import socket
 import threading
 import time
 from contextlib import closing
@@ -31,13 +30,6 @@ def consumed(broker: Broker, topic: str) -> list[Record]:
             batches = consumer.poll(timeout_ms=1000).values()
             records += [(each.key, each.value, list(each.headers)) for b in batches for each in b]
     return sorted(records)
-
-
-@pytest.fixture
-def closed_port() -> int:
-    """A port of this machine at which nothing listens."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return int(server.getsockname()[1])
 
 
 def topics(broker: Broker) -> list[str]:

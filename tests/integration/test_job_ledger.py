@@ -1,13 +1,14 @@
 """A record that gets lost anywhere in the job must make the run fail, with nothing committed."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import traffic
-from cheap_job import cheap_job
+from cheap_job import DIRECTIONS, MODEL, cheap_directions, cheap_job
 from outcome import run
 
 from pipeline.job import Job
@@ -16,16 +17,22 @@ from schemas.errors import RunFailedError
 from transforms import alerts, decode, deliver, read, score, skipped
 from transforms.archive import rows
 from transforms.logs.times import EventTime
-
-Replaced = tuple[Any, str, Callable[..., Any]]
+from transforms.ranges.calibration import calibrate
 
 
 @pytest.fixture
 def job(conversations: list[dict[str, Any]], base_model: Path, tmp_path: Path) -> Job:
-    """A job on a hundred conversations and the broken ones, all in one slice."""
+    """A job on a hundred conversations, all to be flagged, and the broken ones: one slice."""
     log = traffic.to_files(tmp_path / "log", traffic.records(conversations[:100]))
+    silence = np.zeros((100, 4 * DIRECTIONS), np.int32)
+    ranges = calibrate(silence, np.full(100, 64), cheap_directions().hash, MODEL)
     return cheap_job(
-        base_model, (log,), tmp_path, event_time=EventTime(traffic.TIME_FIELD), epoch_ms=10**14
+        base_model,
+        (log,),
+        tmp_path,
+        event_time=EventTime(traffic.TIME_FIELD),
+        epoch_ms=10**14,
+        base_ranges=ranges,
     )
 
 
@@ -33,6 +40,7 @@ def but_the_third(original: Callable[..., Any]) -> Callable[..., Any]:
     """A generator that gives nothing the third time it is called."""
     calls = iter(range(10**9))
 
+    @wraps(original)
     def process(*args: Any, **named: Any) -> Iterator[Any]:
         if next(calls) != 2:
             yield from original(*args, **named)
@@ -40,16 +48,30 @@ def but_the_third(original: Callable[..., Any]) -> Callable[..., Any]:
     return process
 
 
-def without_last_row(original: Callable[..., Any]) -> Callable[..., Any]:
+def without_the_third(original: Callable[..., Any]) -> Callable[..., Any]:
+    """A generator that keeps the third of what it should give to itself."""
+
+    @wraps(original)  # Beam looks at the signature
+    def process(*args: Any, **named: Any) -> Iterator[Any]:
+        for number, item in enumerate(original(*args, **named)):
+            if number != 2:
+                yield item
+
+    return process
+
+
+def without_a_row(original: Callable[..., Any]) -> Callable[..., Any]:
     """A table that lacks a row."""
     return lambda *args, **named: original(*args, **named).slice(1)
 
 
 LOSSES: dict[str, tuple[Any, str, Callable[..., Any]]] = {
+    "handing on what was read": (read._ReadPartition, "process", without_the_third),
     "decoding": (decode._DecodeRecord, "process", but_the_third),
     "scoring": (score, "_route", but_the_third),
-    "archiving": (rows, "conversations_table", without_last_row),
-    "sending a dead letter": (deliver._Send, "process", but_the_third),
+    "archiving": (rows, "conversations_table", without_a_row),
+    "describing an alert": (alerts._Describe, "process", but_the_third),
+    "sending": (deliver._Send, "process", but_the_third),
     "skipping": (skipped, "_count", lambda original: lambda each: each),
 }
 
@@ -70,4 +92,4 @@ def test_a_lost_record_fails_the_run(
     state.close()
     ledger = run(job, tmp_path / "state").commit.total_ledger
     assert ledger.seen == 110
-    assert ledger.scored == 100
+    assert ledger.scored == ledger.flagged == ledger.alerts == 100

@@ -186,4 +186,3 @@ def steps(cosine: float | None) -> int | None:
 def placeless(row: Row) -> Row:
     """A row without its position: a file has other offsets, and no partitions."""
     return {name: row[name] for name in row.keys() - {"source", "partition", "offset"}}
-

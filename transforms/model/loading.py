@@ -39,8 +39,7 @@ def load_trunk(
     Raises:
       ConfigurationError: a folder cannot be loaded, or device, dtype or model family will not do.
     """
-    place = _device(device)
-    kind = _dtype(dtype, place)
+    place, kind = placement(device, dtype)
     require_folder(tuned, "--tuned")
     model = _merged(base, tuned) if is_adapter(tuned) else _from_folder(tuned, kind)
     return _cut(model, last_layer).to(device=place, dtype=kind).eval().requires_grad_(False)
@@ -57,10 +56,22 @@ def load_tokenizer(base: Path | None, tuned: Path) -> Any:
     except (OSError, ValueError) as error:
         raise ConfigurationError(f"cannot load tokenizer {folder}: {first_line(error)}") from error
     if not tokenizer.chat_template:
-        raise ConfigurationError(f"tokenizer {folder} has no chat template; use a chat model's")
+        raise ConfigurationError(
+            f"the tokenizer of {folder} has no chat template; put the chat_template.jinja the model "
+            f"was tuned with into that folder"
+        )
     if not tokenizer.is_fast:
         raise ConfigurationError(f"tokenizer {folder} has no offsets; add its tokenizer.json")
     return tokenizer
+
+
+def placement(device: str, dtype: str) -> tuple[torch.device, torch.dtype]:
+    """What `--device` and `--dtype` mean on this machine (see `load_trunk`).
+
+    Raises ConfigurationError where there is no such device or type.
+    """
+    place = _device(device)
+    return place, _dtype(dtype, place)
 
 
 def _device(name: str) -> torch.device:
@@ -70,8 +81,9 @@ def _device(name: str) -> torch.device:
         device = torch.device(name)
     except RuntimeError as error:
         raise ConfigurationError(f"unknown --device {name}; use auto, cpu or cuda") from error
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ConfigurationError(f"--device {name}, but torch finds no CUDA device; use cpu")
+    found = torch.cuda.device_count()
+    if device.type == "cuda" and (device.index or 0) >= found:
+        raise ConfigurationError(f"--device {name}, but torch finds {found} CUDA devices; use cpu")
     return device
 
 
