@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from lapack import svd_of_merged_difference
+from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
@@ -53,30 +54,14 @@ def train(base: Path, out: Path, **options: Any) -> Path:
     return out
 
 
-def writers(model: torch.nn.Module, layer: int) -> dict[str, np.ndarray]:
-    block = model.model.layers[layer]
-    return {
-        "O": block.self_attn.o_proj.weight.detach().double().numpy(),
-        "D": block.mlp.down_proj.weight.detach().double().numpy(),
-    }
-
-
 def assert_same_as_merged(found: Directions, base: Path, tuned: Path, layers: range) -> None:
-    plain = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float64)
-    changed = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float64)
-    changed = PeftModel.from_pretrained(changed, str(tuned)).merge_and_unload()
-    for layer in layers:
-        before, after = writers(plain, layer), writers(changed, layer)
-        for letter in "OD":
-            u, s, _ = np.linalg.svd(after[letter] - before[letter], full_matrices=False)
-            rows = [
-                i for i, e in enumerate(found.entries) if e.name.startswith(f"{letter}{layer}_")
-            ]
-            cosines = np.abs((found.vectors[rows] @ u[:, : len(rows)]).diagonal())
-            values = [found.entries[row].singular_value for row in rows]
-            assert cosines.min() > 0.999999
-            np.testing.assert_allclose(values, s[: len(rows)], rtol=1e-6)
-            assert s[len(rows)] < 1e-6 * s[0], "no direction of the difference is left out"
+    for matrix, (u, s) in svd_of_merged_difference(base, tuned, layers).items():
+        rows = [i for i, e in enumerate(found.entries) if e.name.startswith(f"{matrix}_")]
+        cosines = np.abs((found.vectors[rows] @ u[:, : len(rows)]).diagonal())
+        values = [found.entries[row].singular_value for row in rows]
+        assert cosines.min() > 0.999999
+        np.testing.assert_allclose(values, s[: len(rows)], rtol=1e-6)
+        assert s[len(rows)] < 1e-6 * s[0], "no direction of the difference is left out"
 
 
 def test_the_real_organism_against_lapack(base_model: Path, adapter: Path) -> None:

@@ -12,6 +12,7 @@ import torch
 from cheap_scorer import CheapScorer
 from hypothesis import given
 from hypothesis import strategies as st
+from lapack import largest_component_positive, svd_of_merged_difference
 from peft import PeftModel
 from torch import nn
 from transformers import AutoModelForCausalLM
@@ -27,6 +28,7 @@ from transforms.model.trunk import Scorer
 MAX_TOKENS = 160
 STEP = 1 / STEPS_PER_UNIT
 Batch = tuple[list[np.ndarray], list[np.ndarray]]
+LayerVector = tuple[int, np.ndarray]
 
 
 # --- the real model ---------------------------------------------------------------------------
@@ -59,25 +61,37 @@ def test_real_conversations_against_a_plain_forward_pass(
     batches = [scorer.score(ids[at : at + 10], roles[at : at + 10]) for at in range(0, 50, 10)]
     model = AutoModelForCausalLM.from_pretrained(base_model, dtype=torch.float32)
     model = PeftModel.from_pretrained(model, str(adapter)).merge_and_unload().eval()
+    vectors = directions_by_lapack(base_model, adapter, found)
     absences = 0
     for row in range(50):
         cosines, finite = batches[row // 10]
         assert finite.all()
-        table = plain_cosines(model, found, ids[row])
+        table = plain_cosines(model, vectors, ids[row])
         for role in Role:
             absences += assert_row(cosines, row % 10, role, table, roles[row])
     assert absences > 0, "some conversation lacks a role"
 
 
-def plain_cosines(model: Any, found: Directions, ids: np.ndarray) -> np.ndarray:
+def directions_by_lapack(base: Path, tuned: Path, found: Directions) -> list[LayerVector]:
+    """Layer and float64 vector of every direction, nothing but the names taken from `found`."""
+    layers = sorted({entry.layer for entry in found.entries})
+    factors = svd_of_merged_difference(base, tuned, layers)
+    vectors = []
+    for entry in found.entries:
+        matrix, number = entry.name.split("_u")
+        vector = factors[matrix][0][:, int(number)]
+        vectors.append((int(matrix[1:]), largest_component_positive(vector)))
+    return vectors
+
+
+def plain_cosines(model: Any, vectors: list[LayerVector], ids: np.ndarray) -> np.ndarray:
     """Float64 [tokens, directions], from every layer's hidden state of one conversation."""
     with torch.no_grad():
         ids = torch.tensor(ids[None].astype(np.int64))
         out = model.model(ids, output_hidden_states=True)
     states = [state[0].double().numpy() for state in out.hidden_states]
     unit = [state / np.linalg.norm(state, axis=1, keepdims=True) for state in states]
-    columns = [unit[e.layer + 1] @ v for e, v in zip(found.entries, found.vectors, strict=True)]
-    return np.stack(columns, axis=1)
+    return np.stack([unit[layer + 1] @ vector for layer, vector in vectors], axis=1)
 
 
 def assert_row(cosines: Cosines, row: int, role: Role, table: np.ndarray, roles: np.ndarray) -> int:

@@ -57,8 +57,8 @@ def load_tokenizer(base: Path | None, tuned: Path) -> Any:
         raise ConfigurationError(f"cannot load tokenizer {folder}: {first_line(error)}") from error
     if not tokenizer.chat_template:
         raise ConfigurationError(
-            f"the tokenizer of {folder} has no chat template; put the chat_template.jinja the model "
-            f"was tuned with into that folder"
+            f"the tokenizer of {folder} has no chat template; put the chat_template.jinja "
+            f"the model was tuned with into that folder"
         )
     if not tokenizer.is_fast:
         raise ConfigurationError(f"tokenizer {folder} has no offsets; add its tokenizer.json")
