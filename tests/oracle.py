@@ -63,6 +63,7 @@ class Memory:
     values: dict[Name, list[int]]
     scores: dict[Role, list[int]] = field(default_factory=lambda: {role: [] for role in Role})
     without: dict[Role, int] = field(default_factory=lambda: dict.fromkeys(Role, 0))
+    total: int = 0
 
     @staticmethod
     def of(directions: int) -> "Memory":
@@ -87,6 +88,7 @@ class Memory:
 
     def add(self, low: Sequence[int], high: Sequence[int]) -> None:
         """Remember a conversation's values."""
+        self.total += any(value != ABSENT for value in high)
         for role, direction, side in self.values:
             value = (high if side is Side.HIGH else low)[role * self.directions + direction]
             if value != ABSENT:
@@ -183,7 +185,9 @@ class Judge:
 def fit(rules: Rules, memory: Memory) -> Judge:
     """The judge that follows from what was seen before."""
     quantile = {"range": 1.0, "percentile": rules.percentile / 100, "budget": 0.9}[rules.policy]
-    bounds = {name: _quantile(sorted(raw), quantile) for name, raw in memory.values.items()}
+    bounds = {
+        name: _quantile(sorted(raw), quantile, memory.total) for name, raw in memory.values.items()
+    }
     known = {role: memory.count(role) > 0 for role in Role}
     return Judge(rules, bounds, known, {role: _threshold(rules, memory, role) for role in Role})
 
@@ -277,11 +281,15 @@ def _threshold(rules: Rules, memory: Memory, role: Role) -> int | None:
     return scores[k - 1] // SCORE_BIN * SCORE_BIN + SCORE_BIN - 1 if k <= len(scores) else None
 
 
-def _quantile(ordered: list[int], q: float) -> int:
-    """Between the two order statistics around the place q (n - 1); 0 of nothing."""
+def _quantile(ordered: list[int], q: float, total: int) -> int:
+    """Between two order statistics of all conversations, those without a value the lowest.
+
+    At least that of the values alone at 1 - 2 (1 - q); 0 of nothing.
+    """
     if not ordered:
         return 0
-    place = q * (len(ordered) - 1)
+    among_all = q * (total - 1) - (total - len(ordered))
+    place = max(among_all, (1 - 2 * (1 - q)) * (len(ordered) - 1), 0)
     below = math.floor(place)
     lower = _order_statistic(ordered, below)
     upper = _order_statistic(ordered, min(below + 1, len(ordered) - 1))

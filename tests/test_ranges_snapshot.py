@@ -113,7 +113,7 @@ def test_damaged_tensors_are_refused(tmp_path: Path) -> None:
     refused(tmp_path, "is not the file")
 
 
-@pytest.mark.parametrize(("name", "value"), [("format", 2), ("score_rule", "budget/0")])
+@pytest.mark.parametrize(("name", "value"), [("format", 3), ("score_rule", "budget/0")])
 def test_other_versions_are_refused(tmp_path: Path, name: str, value: object) -> None:
     save_snapshot(some_ranges(), tmp_path, {})
     manifest = read_json(tmp_path / "ranges.json")

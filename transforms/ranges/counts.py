@@ -4,9 +4,9 @@ What is promised, for any number of conversations:
 - Adding and merging are exact, and their order does not matter: the same conversations give the
   same counts, bit for bit, however they were split up.
 - The maximum is exact.
-- A quantile is off from `numpy.quantile` of the raw values by at most the width of the wider of
-  the two bins that hold its neighbouring order statistics: 32 steps (0.001 in cosine) at -4,096
-  steps (-0.125) and above, 512 steps (0.016) below, where upper tails hardly ever are.
+- A quantile is off from that of the raw values by at most the width of the wider of the two bins
+  that hold its neighbouring order statistics: 32 steps (0.001 in cosine) at -4,096 steps (-0.125)
+  and above, 512 steps (0.016) below, where upper tails hardly ever are.
 - Memory is bounded: 1,208 bins a series, 9.7 KB (17 MB for 1,728 series). What is stored holds
   only bins in use.
 """
@@ -36,6 +36,9 @@ _EDGES: Final = np.concatenate(
     ]
 )
 BINS: Final = len(_EDGES) - 1
+OWN_SHARE: Final = 2
+"""How many times the asked share of a rare role's conversations may lie beyond a quantile."""
+
 _ROWS_AT_ONCE: Final = 1024  # bounds the index array that counting needs
 
 
@@ -54,12 +57,14 @@ class Counts:
     """Histograms and maxima of all series. Immutable: every change is a new object.
 
     Attributes:
+      total: how many conversations there were, whatever their roles.
       conversations: how many had tokens of each role, int64 [2]; the number of values in each of
         the role's series.
       maximum: largest value of each series in steps, int16 [4D]; ABSENT where there is none.
       histogram: int64 [4D, BINS].
     """
 
+    total: int
     conversations: Int64s
     maximum: Int16s
     histogram: Int64s
@@ -73,6 +78,7 @@ class Counts:
         """Counts of nothing: merging them in changes nothing."""
         series = PER_DIRECTION * directions
         return Counts(
+            0,
             np.zeros(len(Role), np.int64),
             np.full(series, ABSENT, np.int16),
             np.zeros((series, BINS), np.int64),
@@ -98,14 +104,20 @@ class Counts:
         for start in range(0, len(values), _ROWS_AT_ONCE):
             histogram = histogram + _histogram(values[start : start + _ROWS_AT_ONCE])
         largest = values.max(axis=0, initial=ABSENT).astype(np.int16)
-        present = roles_present(values).sum(axis=0, dtype=np.int64)
-        return Counts(self.conversations + present, np.maximum(self.maximum, largest), histogram)
+        present = roles_present(values)
+        return Counts(
+            self.total + int(present.any(axis=1).sum()),
+            self.conversations + present.sum(axis=0, dtype=np.int64),
+            np.maximum(self.maximum, largest),
+            histogram,
+        )
 
     def merged(self, other: "Counts") -> "Counts":
         """The counts of both. Raises ValueError when the number of directions differs."""
         if self.directions != other.directions:
             raise ValueError(f"counts of {self.directions} and of {other.directions} directions")
         return Counts(
+            self.total + other.total,
             self.conversations + other.conversations,
             np.maximum(self.maximum, other.maximum),
             self.histogram + other.histogram,
@@ -115,9 +127,15 @@ class Counts:
         """The q-quantile of every series (0 <= q <= 1) in steps, int32 [4D]; 0 where it is empty.
 
         Linear between order statistics like `numpy.quantile`; the module docstring says how close.
+        It is a quantile over all conversations: those without the role stand below all values, as
+        they can exceed nothing. So a value beyond it is equally rare in every role. A role that
+        few conversations have would be beyond it at every appearance; its bound is therefore at
+        least the quantile of its own values beyond which twice the share lies.
         """
         last = per_series(self.conversations, self.directions) - 1
-        position = q * np.maximum(last, 0)
+        among_all = q * (self.total - 1) - (self.total - 1 - last)
+        among_own = (1 - OWN_SHARE * (1 - q)) * last
+        position = np.maximum(np.maximum(among_all, among_own), 0)
         below = np.floor(position).astype(np.int64)
         cumulative = np.cumsum(self.histogram, axis=1)
         lower = self._order_statistic(cumulative, below)
@@ -141,8 +159,8 @@ class Counts:
         """Compact form: only bins in use, as the rows of a compressed sparse matrix.
 
         `indptr` uint32 [4D + 1], `bins` uint16 [used], `counts` [used] in the narrowest unsigned
-        type that holds the largest, `maximum` int16 [4D], `conversations` int64 [2]. The same
-        counts always give the same arrays.
+        type that holds the largest, `maximum` int16 [4D], `conversations` int64 [2], `total` int64
+        [1]. The same counts always give the same arrays.
         """
         used = np.flatnonzero(self.histogram)
         counts = self.histogram.ravel()[used]
@@ -154,6 +172,7 @@ class Counts:
             "counts": counts.astype(narrowest),
             "maximum": self.maximum,
             "conversations": self.conversations,
+            "total": np.array([self.total], np.int64),
         }
 
     @staticmethod
@@ -172,11 +191,11 @@ class Counts:
         if len(row) != len(bins) or (bins >= BINS).any():
             raise ValueError("histogram rows and bins do not fit together")
         histogram[row, bins] = arrays["counts"]
-        counts = Counts(arrays["conversations"].astype(np.int64), maximum, histogram)
-        expected = per_series(counts.conversations, counts.directions)
-        if not np.array_equal(histogram.sum(axis=1), expected):
+        conversations, total = arrays["conversations"].astype(np.int64), int(arrays["total"][0])
+        expected = per_series(conversations, len(maximum) // PER_DIRECTION)
+        if not np.array_equal(histogram.sum(axis=1), expected) or total < conversations.max():
             raise ValueError("histograms do not add up to the number of conversations")
-        return counts
+        return Counts(total, conversations, maximum, histogram)
 
 
 def _histogram(values: NDArray[np.signedinteger]) -> Int64s:

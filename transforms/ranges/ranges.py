@@ -20,7 +20,9 @@ from schemas.errors import ConfigurationError
 from transforms.ranges.counts import Counts
 from transforms.ranges.scores import ScoreCounts
 
-FORMAT: Final = 1
+FORMAT: Final = 2
+"""1 did not count conversations in all (`total`)."""
+
 _METADATA_KEY: Final = "deltawatch"
 
 
@@ -88,8 +90,10 @@ class Ranges:
         try:
             arrays = load(data)
             identity = _metadata(data)
-            if identity["format"] != FORMAT:
-                raise ValueError(f"format {identity['format']}, expected {FORMAT}")
+            if identity["format"] not in range(1, FORMAT + 1):
+                raise ValueError(f"format {identity['format']}, newer than {FORMAT}")
+            if identity["format"] == 1:  # hardly a conversation lacks the more frequent role
+                arrays["total"] = arrays["conversations"].max(keepdims=True)
             return Ranges(
                 identity["directions_hash"],
                 identity["model"],
