@@ -9,6 +9,7 @@ once per policy. Prints a table and, as its last line, one JSON object.
 import argparse
 import gzip
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -59,7 +60,8 @@ def main() -> None:
 def reproduce(data: Path, build: Path) -> dict[str, tuple[int, ...]]:
     """Flagged conversations per policy, in the order of `SETS`."""
     work = build / "figures"
-    work.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(work, ignore_errors=True)  # an archive of other settings would be counted too
+    work.mkdir(parents=True)
     _inputs(data, work)
     model = [f"--base={base_model(build / 'models' / 'base')}", "--tuned=examples/badnet"]
     scoring = [*model, f"--directions={work / 'directions'}", f"--max-tokens={MAX_TOKENS}"]
