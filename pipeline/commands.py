@@ -14,6 +14,9 @@ from schemas.commit import Commit
 from schemas.errors import ConfigurationError, RunFailedError
 from transforms.model import directions
 
+INTERRUPTED = 130
+"""Exit status of a program that Ctrl-C ended, as shells have it."""
+
 PERIOD_SECONDS = 1
 """From the start of one slice of `watch` to that of the next, at least: a commit has its price."""
 
@@ -97,9 +100,12 @@ def _demo(known: argparse.Namespace, _: Sequence[str]) -> int:
         ) from None
     # A demo that is told to end must stop its broker and its watch first, as on Ctrl-C.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    if known.make_ranges:
-        return demo.make_ranges(known.build, known.examples)
-    return demo.run(known.build, known.examples)
+    command = demo.make_ranges if known.make_ranges else demo.run
+    try:
+        return command(known.build, known.examples)
+    except KeyboardInterrupt:
+        report.say("stopped, and everything it had started")
+        return INTERRUPTED
 
 
 def _follow_until_stopped(job: Job, state: State, *, endless: bool) -> bool:

@@ -71,7 +71,7 @@ def run(build: Path, examples: Path) -> int:
     for name in ("state", "archive", "broker"):
         shutil.rmtree(folders.demo / name, ignore_errors=True)
     with ExitStack() as stack:
-        say("starting a Kafka broker")
+        say("starting a Kafka broker (44 MB of jars to fetch, once)")
         broker = stack.enter_context(
             Broker(folders.demo / "broker", folders.build / "kafka" / "jars")
         )
