@@ -9,8 +9,11 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
 # up to 40 times slower.
 export OMP_WAIT_POLICY := passive
 
+RECORDS ?= 20000
+FAULTS ?=
+
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-ranges test lint figures clean
+.PHONY: help setup demo demo-ranges test faults fuzz lint figures clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -37,6 +40,13 @@ demo-ranges: setup ## Make the ranges snapshot again that the demo starts from
 
 test: setup ## Run all tests, on a real Kafka broker and a real LLM
 	@$(BIN)/python -m pytest
+
+faults: setup ## Kill jobs, brokers and disks and compare what is left; quick: make faults RECORDS=2000
+	@PYTHONPATH=.:tests:tests/integration unshare --map-root-user --mount \
+	    $(BIN)/python tests/faults/run.py --records $(RECORDS) $(FAULTS)
+
+fuzz: setup ## Decode 100,000 mutated real records
+	@PYTHONPATH=.:tests $(BIN)/python tests/fuzz.py
 
 lint: setup ## Check format, style, types and the direction of imports
 	@$(BIN)/ruff format --check .

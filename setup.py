@@ -36,6 +36,7 @@ setup(
         "kafka-python==3.0.12",
         "numpy==2.4.6",
         "peft==0.21.2",
+        "prometheus-client==0.26.0",
         "pyarrow==25.0.1",
         "safetensors==0.8.0",
         "torch==2.15.0",

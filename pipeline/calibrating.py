@@ -2,8 +2,7 @@
 
 import argparse
 import shutil
-import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +10,7 @@ import pyarrow as pa
 import pyarrow.dataset as ds
 
 from pipeline import preflight, report, runner
+from pipeline.follow import Follow
 from pipeline.job import Job
 from pipeline.slices import Slices
 from pipeline.state import State
@@ -26,10 +26,8 @@ from transforms.ranges.snapshots import save_snapshot
 NEVER = 2**31 - 1
 """More conversations than a calibration will have: nothing is judged while it runs."""
 
-Follow = Callable[..., None]
 
-
-def calibrate(known: argparse.Namespace, beam_arguments: Sequence[str], follow: Follow) -> Ranges:
+def calibrate(known: argparse.Namespace, beam_arguments: Sequence[str]) -> Ranges:
     """Score a log of normal traffic, keep its vectors in OUT/vectors, write ranges to OUT.
 
     Raises:
@@ -39,13 +37,12 @@ def calibrate(known: argparse.Namespace, beam_arguments: Sequence[str], follow: 
     state = State(known.out / "_state")
     if state.newest_commit() is None:  # what lies there is of another calibration
         shutil.rmtree(job.archive, ignore_errors=True)
-    slices = Slices(job, state)
-    follow(slices, threading.Event(), endless=False)
-    report.totals(slices.commit, job)
+    commit = Follow(False, known.patience / 1000).run(lambda: Slices(job, state))
+    report.totals(commit, job)
     state.close()
     cosines, tokens = _vectors(job.archive)
     ranges = fit(series_values(cosines), tokens, job.directions.hash, job.model)
-    sources = sorted({each.id.source for each in slices.commit.progress})
+    sources = sorted({each.id.source for each in commit.progress})
     save_snapshot(ranges, known.out, {"sources": sources, "max_tokens": job.max_tokens})
     state.remove()
     report.say(f"ranges of {len(tokens)} conversations in {known.out}")
@@ -70,7 +67,7 @@ def _job(known: argparse.Namespace, beam_arguments: Sequence[str]) -> Job:
         archive=known.out / "vectors",
         alerts=str(known.out / "alerts.jsonl"),
         dead_letters=str(known.out / "dead_letters.jsonl"),
-        max_tokens=known.max_tokens,
+        max_tokens=preflight.check_max_tokens(known, engine),
         batch_tokens=known.batch_tokens,
         slice_records=known.slice_records,
         beam_arguments=tuple(beam_arguments),

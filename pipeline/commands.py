@@ -2,23 +2,20 @@
 
 import argparse
 import signal
-import threading
-import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 
-from pipeline import calibrating, preflight, report
+from pipeline import calibrating, metrics, preflight, report
+from pipeline.follow import Follow
 from pipeline.job import Job
 from pipeline.slices import Slices
 from pipeline.state import State
-from schemas.commit import Commit
+from pipeline.status import Status
 from schemas.errors import ConfigurationError, RunFailedError
 from transforms.model import directions
 
 INTERRUPTED = 130
 """Exit status of a program that Ctrl-C ended, as shells have it."""
-
-PERIOD_SECONDS = 1
-"""From the start of one slice of `watch` to that of the next, at least: a commit has its price."""
 
 
 def run(known: argparse.Namespace, beam_arguments: Sequence[str]) -> int:
@@ -33,28 +30,10 @@ def run(known: argparse.Namespace, beam_arguments: Sequence[str]) -> int:
         "calibrate": _calibrate,
         "audit": _audit,
         "watch": _watch,
+        "status": _status,
         "demo": _demo,
     }
     return commands[known.command](known, beam_arguments)
-
-
-def follow(slices: Slices, stop: threading.Event, *, endless: bool) -> None:
-    """Run slices until the logs end, or for ever until `stop` is set."""
-    while not stop.is_set():
-        started = time.monotonic()
-        commit = slices.step()
-        if commit is not None:
-            _report(slices, commit, time.monotonic() - started)
-        elif not endless:
-            return
-        if endless:
-            stop.wait(started + PERIOD_SECONDS - time.monotonic())
-
-
-def _report(slices: Slices, commit: Commit, seconds: float) -> None:
-    report.slice_done(commit, slices.lag(), seconds)
-    if commit.to_archive:
-        report.epochs_closed(commit, slices.ranges())
 
 
 def _directions(known: argparse.Namespace, _: Sequence[str]) -> int:
@@ -69,14 +48,14 @@ def _directions(known: argparse.Namespace, _: Sequence[str]) -> int:
 
 
 def _calibrate(known: argparse.Namespace, beam_arguments: Sequence[str]) -> int:
-    calibrating.calibrate(known, beam_arguments, follow)
+    calibrating.calibrate(known, beam_arguments)
     return 0
 
 
 def _audit(known: argparse.Namespace, beam_arguments: Sequence[str]) -> int:
     job = preflight.job(known, beam_arguments, endless=False)
     state = State(known.state or job.archive / f"_state-{job.run_id}")
-    if _follow_until_stopped(job, state, endless=False):
+    if _follow(job, state, known, endless=False):
         raise RunFailedError("stopped before the end; the same command goes on from there")
     if known.state is None:
         state.remove()
@@ -85,8 +64,13 @@ def _audit(known: argparse.Namespace, beam_arguments: Sequence[str]) -> int:
 
 def _watch(known: argparse.Namespace, beam_arguments: Sequence[str]) -> int:
     job = preflight.job(known, beam_arguments, endless=True)
-    state = State(known.state)
-    _follow_until_stopped(job, state, endless=True)
+    _follow(job, State(known.state), known, endless=True)
+    return 0
+
+
+def _status(known: argparse.Namespace, _: Sequence[str]) -> int:
+    for line in Status.of(known.state).lines():
+        report.answer(line)
     return 0
 
 
@@ -108,14 +92,17 @@ def _demo(known: argparse.Namespace, _: Sequence[str]) -> int:
         return INTERRUPTED
 
 
-def _follow_until_stopped(job: Job, state: State, *, endless: bool) -> bool:
-    """Whether a signal ended it."""
-    stop = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: stop.set())
-    slices = Slices(job, state, paced=endless)
-    report.started(job, state.root, slices.commit)
-    follow(slices, stop, endless=endless)
-    report.totals(slices.commit, job)
-    state.close()
-    return stop.is_set()
+def _follow(job: Job, state: State, known: argparse.Namespace, *, endless: bool) -> bool:
+    """Run slices on a state; whether a signal ended it."""
+    loop = Follow(endless, known.patience / 1000)
+    loop.stop_on_signals()
+    with ExitStack() as stack:
+        stack.callback(state.close)
+        if known.metrics_port is not None:
+            stack.callback(metrics.serve(job, loop.health, known.metrics_port))
+        job.engine.scorer()  # a model that does not load shall not wait for the first record
+        state.describe(job.description())
+        report.started(job, state)
+        commit = loop.run(lambda: Slices(job, state, paced=endless))
+    report.totals(commit, job)
+    return loop.stop.is_set()

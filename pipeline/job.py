@@ -1,10 +1,12 @@
 """What is to be run, resolved and checked: the hand-over from the command line to the graph."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from schemas.artefacts import combined_hash
 from schemas.uris import KafkaUri, parse_uri
+from schemas.version import TOOL_VERSION
 from transforms.logs.planner import Rules
 from transforms.logs.times import EventTime
 from transforms.model.directions import Directions
@@ -76,6 +78,20 @@ class Job:
     def run_id(self) -> str:
         """Names the archive's files, so that the same job again replaces what it wrote."""
         return self.config_hash[:12]
+
+    def description(self) -> dict[str, Any]:
+        """What `STATE/job.json` says of it."""
+        return {
+            "tool_version": TOOL_VERSION,
+            "model": self.model,
+            "directions_hash": self.directions.hash,
+            "policy": self.policy.name,
+            "settings": asdict(self.policy.settings),
+            "inputs": list(self.inputs),
+            "alerts": self.alerts,
+            "dead_letters": self.dead_letters,
+            "archive": str(self.archive),
+        }
 
     @property
     def config_hash(self) -> str:

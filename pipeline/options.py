@@ -22,6 +22,7 @@ _REQUIRED = {
     "calibrate": ("input", "tuned", "directions", "out"),
     "audit": ("input", "tuned", "directions", "archive"),
     "watch": ("input", "tuned", "directions", "state", "archive", "alerts", "dead_letters"),
+    "status": ("state",),
     "demo": (),
 }
 
@@ -68,6 +69,7 @@ def _parser() -> tuple[_Parser, dict[str, _Parser]]:
             ("calibrate", "make ranges of normal values from a log of normal traffic"),
             ("audit", "judge a finished log"),
             ("watch", "judge a topic as it grows"),
+            ("status", "say how far a job has come and what it found"),
             ("demo", "run the whole job here: broker, model, log, planted conversations"),
         )
     }
@@ -76,6 +78,7 @@ def _parser() -> tuple[_Parser, dict[str, _Parser]]:
     for name in ("calibrate", "audit", "watch"):
         _model_options(made[name])
         _input_options(made[name])
+    _state_option(made["status"])
     made["calibrate"].add_argument("--out", type=Path, metavar="RANGES", help="folder to write")
     for name in ("audit", "watch"):
         _judging_options(made[name])
@@ -118,6 +121,9 @@ def _input_options(parser: _Parser) -> None:
     )
     parser.add_argument("--event-time", metavar="FIELD", help="payload field that dates a record")
     parser.add_argument("--slice-records", type=_positive, default=2000, help="at most (2000)")
+    parser.add_argument(
+        "--patience", type=duration_ms, default="5m", help="with a broker or disk that fails (5m)"
+    )
 
 
 def _judging_options(parser: _Parser) -> None:
@@ -133,13 +139,18 @@ def _judging_options(parser: _Parser) -> None:
 
 
 def _output_options(parser: _Parser) -> None:
-    parser.add_argument("--state", type=Path, metavar="DIR", help="plans and commits")
+    _state_option(parser)
     parser.add_argument("--archive", type=Path, metavar="DIR", help="Parquet tables")
     parser.add_argument("--alerts", metavar="URI", help="kafka://host:port/topic, or a .jsonl path")
     parser.add_argument("--dead-letters", metavar="URI", help="likewise")
     parser.add_argument(
         "--excerpt-tokens", type=int, default=0, help="of text around a peak in alerts (0: none)"
     )
+    parser.add_argument("--metrics-port", type=_port, help="of /metrics, /healthz and /readyz")
+
+
+def _state_option(parser: _Parser) -> None:
+    parser.add_argument("--state", type=Path, metavar="DIR", help="plans and commits")
 
 
 def _from_file(path: Path, parser: _Parser) -> dict[str, Any]:
@@ -176,7 +187,7 @@ def _check(known: argparse.Namespace, beam_arguments: list[str]) -> None:
     if missing:
         option = missing[0].replace("_", "-")
         raise ConfigurationError(f"--{option} is needed; see `deltawatch {known.command} --help`")
-    if known.command in ("directions", "demo") and beam_arguments:
+    if known.command in ("directions", "status", "demo") and beam_arguments:
         raise ConfigurationError(f"unknown argument {beam_arguments[0]!r}")
     if any("direct_num_workers" in argument for argument in beam_arguments):
         raise ConfigurationError(
@@ -188,6 +199,13 @@ def _positive(text: str) -> int:
     if not text.isdigit() or int(text) == 0:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
     return int(text)
+
+
+def _port(text: str) -> int:
+    number = _positive(text)
+    if number > 65535:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a port")
+    return number
 
 
 def _share(text: str) -> float:

@@ -37,6 +37,7 @@ def job(known: argparse.Namespace, beam_arguments: Sequence[str], *, endless: bo
     for uri in (alerts, dead_letters):
         check_sink(uri)
     engine, artefact = check_model(known)
+    max_tokens = check_max_tokens(known, engine)
     model = known.model_name or artefact.manifest.model_name
     return Job(
         inputs=inputs,
@@ -46,11 +47,11 @@ def job(known: argparse.Namespace, beam_arguments: Sequence[str], *, endless: bo
         model=model,
         directions=artefact,
         policy=make_policy(known.policy, _policy_settings(known)),
-        base_ranges=_base_ranges(known, artefact, model),
+        base_ranges=_base_ranges(known, artefact, model, max_tokens),
         archive=known.archive,
         alerts=alerts,
         dead_letters=dead_letters,
-        max_tokens=known.max_tokens,
+        max_tokens=max_tokens,
         batch_tokens=known.batch_tokens,
         excerpt_tokens=known.excerpt_tokens,
         slice_records=known.slice_records,
@@ -75,6 +76,16 @@ def check_model(known: argparse.Namespace) -> tuple[TrunkEngine, Directions]:
     engine = TrunkEngine(known.base, known.tuned, known.directions, known.device, known.dtype)
     engine.tokenizer()
     return engine, artefact
+
+
+def check_max_tokens(known: argparse.Namespace, engine: TrunkEngine) -> int:
+    """Where conversations are cut: as asked for, else at the end of the model's context."""
+    if known.max_tokens is not None and known.max_tokens > engine.context:
+        raise ConfigurationError(
+            f"--max-tokens {known.max_tokens} is more than the model's context; give at most "
+            f"{engine.context}"
+        )
+    return known.max_tokens or engine.context
 
 
 def check_writable(folder: Path, option: str) -> None:
@@ -107,15 +118,17 @@ def _policy_settings(known: argparse.Namespace) -> PolicySettings:
     )
 
 
-def _base_ranges(known: argparse.Namespace, artefact: Directions, model: str) -> Ranges:
+def _base_ranges(
+    known: argparse.Namespace, artefact: Directions, model: str, max_tokens: int
+) -> Ranges:
     if known.ranges is None:
         return _no_ranges(known, artefact, model)
     ranges = load_snapshot(known.ranges, artefact.hash)
     calibrated_at = read_json(known.ranges / MANIFEST)["made"].get("max_tokens")
-    if calibrated_at != known.max_tokens:
+    if calibrated_at != max_tokens:
         raise ConfigurationError(
-            f"{known.ranges} was calibrated with --max-tokens {calibrated_at or 'unset'}, not "
-            f"{known.max_tokens or 'unset'}; scores of other lengths cannot be compared, give it so"
+            f"{known.ranges} was calibrated with --max-tokens {calibrated_at}, not {max_tokens}; "
+            f"scores of other lengths cannot be compared, give it so"
         )
     return ranges
 

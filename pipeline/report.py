@@ -2,9 +2,9 @@
 
 import sys
 import time
-from pathlib import Path
 
 from pipeline.job import Job
+from pipeline.state import State
 from schemas.commit import Commit
 from transforms.ranges.ranges import Ranges
 
@@ -14,11 +14,22 @@ def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def started(job: Job, state: Path, commit: Commit) -> None:
+def answer(text: str) -> None:
+    """One line of what was asked for, on stdout."""
+    print(text)
+
+
+def started(job: Job, state: State) -> None:
     """What is going to be done, and from where."""
-    begin = f"after slice {commit.number}" if commit.number else "from the beginning"
+    commit = state.newest_commit()
+    begin = f"after slice {commit.number}" if commit else "from the beginning"
     say(f"{job.model}: {len(job.directions.entries)} directions, policy {job.policy.name}")
-    say(f"reading {', '.join(job.inputs)} {begin}; state in {state}")
+    say(f"reading {', '.join(job.inputs)} {begin}; state in {state.root}")
+
+
+def trying_again(error: Exception, pause: float) -> None:
+    """A slice failed for a reason outside."""
+    say(f"{time.strftime('%H:%M:%S')} {error}; trying again in {pause} s")
 
 
 def slice_done(commit: Commit, lag: int, seconds: float) -> None:

@@ -1,8 +1,11 @@
 """Runs one slice's graph in this process and reads the counts back."""
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
+from types import MappingProxyType
+from typing import NamedTuple
 
 import apache_beam as beam
 from apache_beam.options.pipeline_options import PipelineOptions, _BeamArgumentParser
@@ -16,19 +19,31 @@ from schemas.errors import ConfigurationError
 from schemas.plan import Plan
 from transforms.judge import JudgeStart
 
+_REASONS = ("dead_lettered_", "skipped_")
 
-def run(job: Job, plan: Plan, start: JudgeStart, folder: Path) -> Ledger:
-    """Run a slice to its end; what fails in it is raised.
 
-    Returns:
-      What became of the records, as counted by source and sinks.
+class Counts(NamedTuple):
+    """What a run counted of itself.
+
+    Attributes:
+      ledger: what became of the records, as counted by source and sinks.
+      reasons: why records were not scored.
+      scoring_seconds: spent in the model.
     """
+
+    ledger: Ledger = Ledger()
+    reasons: Mapping[str, int] = MappingProxyType({})
+    scoring_seconds: float = 0.0
+
+
+def run(job: Job, plan: Plan, start: JudgeStart, folder: Path) -> Counts:
+    """Run a slice to its end; what fails in it is raised."""
     # Named outright: "DirectRunner" would choose between three runners by what the graph holds.
     pipeline = beam.Pipeline(runner=FnApiRunner(), options=PipelineOptions(job.beam_arguments))
     build(pipeline, job, plan, start, folder)
     result = pipeline.run()
     result.wait_until_finish()
-    return _ledger(result)
+    return _counts(_counters(result))
 
 
 def check_beam_arguments(arguments: Sequence[str]) -> None:
@@ -46,13 +61,20 @@ def check_beam_arguments(arguments: Sequence[str]) -> None:
         raise ConfigurationError(f"unknown argument {unknown[0]!r}; see --help")
 
 
-def _ledger(result: PipelineResult) -> Ledger:
-    counters = {
-        counter.key.metric.name: 0
-        for counter in result.metrics().query()["counters"]
-        if counter.key.metric.namespace == "deltawatch"
-    }
+def _counters(result: PipelineResult) -> dict[str, int]:
+    found = Counter[str]()
     for counter in result.metrics().query()["counters"]:
-        if counter.key.metric.name in counters:
-            counters[counter.key.metric.name] += counter.committed
-    return Ledger(**{field.name: counters.get(field.name, 0) for field in fields(Ledger)})
+        if counter.key.metric.namespace == "deltawatch":
+            found[counter.key.metric.name] += counter.committed
+    return found
+
+
+def _counts(counters: Mapping[str, int]) -> Counts:
+    ledger = Ledger(**{field.name: counters.get(field.name, 0) for field in fields(Ledger)})
+    reasons = {
+        name.removeprefix(prefix): count
+        for name, count in counters.items()
+        for prefix in _REASONS
+        if name.startswith(prefix)
+    }
+    return Counts(ledger, reasons, counters.get("scoring_us", 0) / 1e6)

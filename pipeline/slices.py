@@ -4,24 +4,25 @@ A slice is fixed by its plan before it is read, so a run that dies is run again 
 same verdicts; the commit makes its outcome the truth.
 """
 
-import logging
 import time
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
-from pipeline import collect, publish, runner
+from pipeline import collect, publish, report, runner
 from pipeline.collect import Kept
 from pipeline.job import Job
+from pipeline.metrics import SLICE_SECONDS
+from pipeline.runner import Counts
 from pipeline.state import State
 from schemas.commit import Commit, Ledger
 from schemas.errors import ConfigurationError, RunFailedError
-from schemas.plan import PartitionProgress, Plan
+from schemas.plan import PartitionId, PartitionProgress, Plan
 from transforms.judge import JudgeStart
 from transforms.logs import planner
 from transforms.logs.open import Logs
 from transforms.ranges.ranges import Ranges
-
-_LOG = logging.getLogger(__name__)
 
 TARGET_SECONDS = 10
 """How long a slice's run should take: its alerts leave at its end."""
@@ -65,27 +66,38 @@ class Slices:
 
         Raises:
           RunFailedError: the slice's counts do not add up; nothing was committed.
+          TransientError: a log, a sink or the disk fails; take up the state anew and try again.
         """
-        plan = self._state.pending_plan() or self._next_plan()
+        with SLICE_SECONDS.labels("plan").time():
+            plan = self._begun_plan() or self._next_plan()
         if plan is None:
             return None
         self._state.write_plan(plan)
         started = time.monotonic()
         folder = self._state.fresh_slice_folder(plan.number)
-        ledger = self._run(plan, folder)
+        with SLICE_SECONDS.labels("run").time():
+            counts = self._run(plan, folder)
         self._tune(plan, time.monotonic() - started)
-        self.commit = self._after(plan, folder, ledger)
-        self._state.write_commit(self.commit)
-        publish.finish_epochs(self._job, self._state, self.commit)
-        return self.commit
+        with SLICE_SECONDS.labels("commit").time():
+            commit = self._after(plan, folder, counts)
+            self._state.write_commit(commit)
+        self.commit = commit
+        with SLICE_SECONDS.labels("archive").time():
+            publish.finish_epochs(self._job, self._state, commit)
+        return commit
 
     def ranges(self) -> Ranges:
         """Ranges of the closed epochs, as the newest commit has them."""
         return self._state.read_ranges(self.commit.ranges_hash)
 
-    def lag(self) -> int:
-        """Records (bytes, for files) that are in the logs and not yet committed."""
+    def lags(self) -> Mapping[PartitionId, int]:
+        """Per partition the records (bytes, for files) that are not yet committed."""
         return self._logs.remaining(self.commit.progress)
+
+    def calibrated(self) -> tuple[bool, bool]:
+        """Whether conversations with a user, with an assistant, can be judged by now."""
+        user, assistant = self._job.policy.fit(self.ranges()).thresholds
+        return user is not None, assistant is not None
 
     def _first_commit(self) -> Commit:
         ranges = self._state.write_ranges(self._job.base_ranges)
@@ -106,6 +118,14 @@ class Slices:
                 f"{self._state.root} holds ranges of other directions; give another --state"
             )
 
+    def _begun_plan(self) -> Plan | None:
+        """The plan of a run that did not come to its commit, if it can still be read."""
+        plan = self._state.pending_plan()
+        if plan is None or planner.readable(self._logs, plan):
+            return plan
+        report.say(f"slice {plan.number} is planned anew: the log has deleted a part of it")
+        return None
+
     def _next_plan(self) -> Plan | None:
         now, closed = self._now_ms(), self.commit.closed_epoch
         known = self.commit.progress or self._discovered
@@ -121,25 +141,27 @@ class Slices:
             config_hash=self._job.config_hash,
         )
 
-    def _run(self, plan: Plan, folder: Path) -> Ledger:
+    def _run(self, plan: Plan, folder: Path) -> Counts:
         if plan.records == 0:
-            return Ledger()
+            return Counts()
         start = JudgeStart(
             plan.closed_before or 0,
             self._state.ranges_path(self.commit.ranges_hash),
             self._state.ranges_path(self.commit.open_hash),
             plan.complete_through,
         )
-        ledger = runner.run(self._job, plan, start, folder)
+        counts = runner.run(self._job, plan, start, folder)
+        SLICE_SECONDS.labels("score").observe(counts.scoring_seconds)
+        ledger = counts.ledger
         if ledger.seen != plan.records or not ledger.balanced:
             raise RunFailedError(
                 f"slice {plan.number} does not add up, nothing of it is committed:"
                 f" {plan.records} planned, {ledger}"
             )
-        return ledger
+        return counts
 
-    def _after(self, plan: Plan, folder: Path, ledger: Ledger) -> Commit:
-        closed = plan.closed_after
+    def _after(self, plan: Plan, folder: Path, counts: Counts) -> Commit:
+        ledger = replace(counts.ledger, lost=plan.lost)
         before = Kept(
             self._state.read_ranges(self.commit.ranges_hash),
             self._state.read_ranges(self.commit.open_hash),
@@ -150,13 +172,15 @@ class Slices:
             number=plan.number,
             config_hash=plan.config_hash,
             progress=plan.after,
-            closed_epoch=closed,
+            closed_epoch=plan.closed_after,
             ranges_hash=self._state.write_ranges(kept.closed),
             open_hash=self._state.write_ranges(kept.open),
             slice_ledger=ledger,
             total_ledger=self.commit.total_ledger + ledger,
             pending={epoch: paths for epoch, paths in files.items() if not plan.closes(epoch)},
             to_archive={epoch: paths for epoch, paths in files.items() if plan.closes(epoch)},
+            reasons=dict(Counter(self.commit.reasons) + Counter(counts.reasons)),
+            committed_ms=self._now_ms(),
         )
 
     def _tune(self, plan: Plan, seconds: float) -> None:

@@ -1,6 +1,7 @@
 """The state directory: plans, commits, ranges, and files that wait for their epoch to close.
 
 ```
+STATE/job.json                what runs on it, for people and for `deltawatch status`
 STATE/plan.json               the slice that is being run; gone once it is committed
 STATE/commits/00000012.json   the last ten commits; the newest is the truth
 STATE/ranges/HASH.safetensors ranges and counts, named by content
@@ -10,9 +11,9 @@ STATE/pending/00000012/       files of slice 12, until their epoch goes into the
 
 import fcntl
 import shutil
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import IO
+from typing import IO, Any, TypeVar
 
 from schemas.artefacts import read_json, write_bytes, write_json
 from schemas.commit import Commit
@@ -21,6 +22,8 @@ from schemas.plan import Plan
 from transforms.ranges.ranges import Ranges
 
 COMMITS_KEPT = 10
+
+_T = TypeVar("_T")
 
 
 class State:
@@ -60,12 +63,11 @@ class State:
 
     def pending_plan(self) -> Plan | None:
         """A plan that was begun and not committed."""
-        path = self.root / "plan.json"
-        if not path.exists():
-            return None
-        plan = Plan.from_json(read_json(path))
-        newest = self.newest_commit()
-        return plan if newest is None or plan.number > newest.number else None
+        return pending_plan(self.root, self.newest_commit())
+
+    def describe(self, job: dict[str, Any]) -> None:
+        """Say what runs on this state."""
+        write_json(self.root / "job.json", job)
 
     def write_plan(self, plan: Plan) -> None:
         """Fix what the next slice reads, before it is read."""
@@ -92,7 +94,7 @@ class State:
 
     def ranges_path(self, digest: str) -> Path:
         """Where ranges with this hash are kept."""
-        return self.root / "ranges" / f"{digest}.safetensors"
+        return ranges_path(self.root, digest)
 
     def write_ranges(self, ranges: Ranges) -> str:
         """Keep ranges under their hash; returns it."""
@@ -108,7 +110,7 @@ class State:
     def _drop_old(self, commits: Iterable[Path]) -> None:
         for path in commits:
             path.unlink()
-        kept = [Commit.from_json(read_json(path)) for path in _commit_paths(self.root)]
+        kept = [_read(path, Commit.from_json) for path in _commit_paths(self.root)]
         needed = {digest for commit in kept for digest in (commit.ranges_hash, commit.open_hash)}
         for path in (self.root / "ranges").glob("*.safetensors"):
             if path.stem not in needed:
@@ -118,7 +120,31 @@ class State:
 def newest_commit(root: Path) -> Commit | None:
     """The newest commit in a state directory that another process may hold; None: none yet."""
     paths = _commit_paths(root)
-    return Commit.from_json(read_json(paths[-1])) if paths else None
+    return _read(paths[-1], Commit.from_json) if paths else None
+
+
+def ranges_path(root: Path, digest: str) -> Path:
+    """Where a state directory keeps ranges with this hash."""
+    return root / "ranges" / f"{digest}.safetensors"
+
+
+def pending_plan(root: Path, newest: Commit | None) -> Plan | None:
+    """A plan in a state directory that was begun and not committed."""
+    path = root / "plan.json"
+    if not path.exists():
+        return None
+    plan = _read(path, Plan.from_json)
+    return plan if newest is None or plan.number > newest.number else None
+
+
+def _read(path: Path, parse: Callable[[Any], _T]) -> _T:
+    try:
+        return parse(read_json(path))
+    except (ValueError, KeyError, TypeError) as error:
+        raise ConfigurationError(
+            f"{path} cannot be read by this version ({error}); go on with the version that wrote "
+            f"it, or give another --state"
+        ) from None
 
 
 def _commit_paths(root: Path) -> list[Path]:

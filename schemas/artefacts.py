@@ -8,10 +8,13 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 from typing import Any
+
+from schemas.errors import TransientError
 
 _CHUNK_BYTES = 1 << 20
 
@@ -76,6 +79,18 @@ def write_bytes(path: Path, data: bytes) -> None:
         Path(temporary).unlink(missing_ok=True)
         raise
     _sync_folder(path.parent)
+
+
+@contextmanager
+def written(path: Path) -> Iterator[None]:
+    """Turn an OSError of what writes `path` into TransientError.
+
+    For writing inside a pipeline: Beam would make a RuntimeError of an OSError.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise TransientError(f"cannot write {path}: {error.strerror or error}") from error
 
 
 def write_json(path: Path, obj: Any) -> None:

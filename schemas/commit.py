@@ -1,11 +1,13 @@
 """The commit file: all that a restart needs to go on as if nothing had happened."""
 
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from schemas.plan import PartitionProgress
 
-FORMAT = 1
+FORMAT = 2
+"""1 had neither `lost` in its ledgers nor `reasons` nor `committed_ms`."""
 
 
 @dataclass(frozen=True)
@@ -21,6 +23,7 @@ class Ledger:
       uncalibrated: of the scored, those without a calibrated judgement.
       alerts: alerts acknowledged.
       tokens: token positions that went through the model.
+      lost: offsets that the log deleted before they were read; not among the seen.
     """
 
     seen: int = 0
@@ -31,12 +34,18 @@ class Ledger:
     uncalibrated: int = 0
     alerts: int = 0
     tokens: int = 0
+    lost: int = 0
 
     @property
     def balanced(self) -> bool:
         """Whether nothing is missing and nothing counted twice."""
         accounted = self.scored + self.dead_lettered + self.skipped
         return self.seen == accounted and self.flagged == self.alerts
+
+    @property
+    def flagged_share(self) -> float:
+        """Of all conversations that were judged; 0 where none was."""
+        return self.flagged / max(self.scored - self.uncalibrated, 1)
 
     def __add__(self, other: "Ledger") -> "Ledger":
         mine, theirs = asdict(self), asdict(other)
@@ -47,6 +56,7 @@ class Ledger:
             f"{self.seen} seen = {self.scored} scored + {self.dead_lettered} dead-lettered"
             f" + {self.skipped} skipped; {self.flagged} flagged, {self.alerts} alerts,"
             f" {self.uncalibrated} not calibrated"
+            + (f"; {self.lost} deleted from the log before they were read" if self.lost else "")
         )
 
 
@@ -65,6 +75,8 @@ class Commit:
       total_ledger: what became of all records since the state began.
       pending: per open epoch, its files not yet in the archive.
       to_archive: per closed epoch, the files to merge into the archive.
+      reasons: why records of all slices were not scored, e.g. {"bad_json": 3}.
+      committed_ms: when, in milliseconds since 1970 UTC; 0: not known.
     """
 
     number: int
@@ -77,6 +89,8 @@ class Commit:
     total_ledger: Ledger
     pending: dict[int, tuple[str, ...]]
     to_archive: dict[int, tuple[str, ...]]
+    reasons: Mapping[str, int] = field(default_factory=dict)
+    committed_ms: int = 0
 
     def to_json(self) -> dict[str, Any]:
         """As the commit file holds it."""
@@ -84,7 +98,12 @@ class Commit:
 
     @staticmethod
     def from_json(document: dict[str, Any]) -> "Commit":
-        """Read back what `to_json` wrote."""
+        """Read back what `to_json` wrote, now or in an older version.
+
+        Raises ValueError for a format this version does not know.
+        """
+        if document["format"] not in range(1, FORMAT + 1):
+            raise ValueError(f"commit format {document['format']}, newer than {FORMAT}")
         fields = {name: value for name, value in document.items() if name != "format"}
         fields["progress"] = tuple(map(PartitionProgress.from_json, document["progress"]))
         for name in ("slice_ledger", "total_ledger"):

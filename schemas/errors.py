@@ -1,4 +1,4 @@
-"""The two ways a command ends badly, each with its own exit status."""
+"""The ways a command ends badly; exit status 1 or 2."""
 
 
 class ConfigurationError(Exception):
@@ -10,3 +10,7 @@ class ConfigurationError(Exception):
 
 class RunFailedError(Exception):
     """A run that began and cannot be trusted, e.g. counts that do not add up: exit status 1."""
+
+
+class TransientError(RunFailedError):
+    """Something outside refused for now, e.g. a broker or a disk: the slice may be tried again."""

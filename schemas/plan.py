@@ -7,6 +7,9 @@ since 1970 UTC.
 from dataclasses import asdict, dataclass
 from typing import Any
 
+FORMAT = 2
+"""1 did not name itself and had no `gaps`."""
+
 
 @dataclass(frozen=True, slots=True, order=True)
 class PartitionId:
@@ -30,6 +33,15 @@ class PartitionProgress:
     def from_json(document: dict[str, Any]) -> "PartitionProgress":
         """Read back what `dataclasses.asdict` gave."""
         return PartitionProgress(**{**document, "id": PartitionId(**document["id"])})
+
+
+@dataclass(frozen=True, slots=True)
+class Gap:
+    """Offsets [start, end) that the log deleted before they were read."""
+
+    id: PartitionId
+    start: int
+    end: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +70,7 @@ class Plan:
       records: how many entries that is.
       after: progress of every partition once the slice is committed.
       idle: partitions that were silent, and took over the others' maximum time.
+      gaps: what the logs deleted, e.g. by retention, since the slice before.
     """
 
     number: int
@@ -69,6 +82,12 @@ class Plan:
     records: int
     after: tuple[PartitionProgress, ...]
     idle: tuple[PartitionId, ...]
+    gaps: tuple[Gap, ...] = ()
+
+    @property
+    def lost(self) -> int:
+        """Offsets that are gone unread."""
+        return sum(gap.end - gap.start for gap in self.gaps)
 
     @property
     def closed_before(self) -> int | None:
@@ -89,11 +108,17 @@ class Plan:
 
     def to_json(self) -> dict[str, Any]:
         """As the plan file holds it."""
-        return asdict(self)
+        return {"format": FORMAT, **asdict(self)}
 
     @staticmethod
     def from_json(document: dict[str, Any]) -> "Plan":
-        """Read back what `to_json` wrote."""
+        """Read back what `to_json` wrote, now or in an older version.
+
+        Raises ValueError for a format this version does not know.
+        """
+        fields = {"gaps": (), **document}
+        if fields.pop("format", 1) not in range(1, FORMAT + 1):
+            raise ValueError(f"plan format {document['format']}, newer than {FORMAT}")
         parts = [
             PartitionSlice(
                 **{
@@ -106,4 +131,6 @@ class Plan:
         ]
         after = tuple(map(PartitionProgress.from_json, document["after"]))
         idle = tuple(PartitionId(**each) for each in document["idle"])
-        return Plan(**{**document, "partitions": tuple(parts), "after": after, "idle": idle})
+        gaps = tuple(Gap(**{**gap, "id": PartitionId(**gap["id"])}) for gap in fields["gaps"])
+        read = {"partitions": tuple(parts), "after": after, "idle": idle, "gaps": gaps}
+        return Plan(**{**fields, **read})

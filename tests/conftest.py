@@ -58,5 +58,15 @@ def broker(broker_jars: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
 @pytest.fixture(scope="session")
 def closed_port() -> int:
     """A port of this machine at which nothing listens."""
+    return _unused_port()
+
+
+@pytest.fixture
+def free_port() -> int:
+    """A port of this machine to listen at."""
+    return _unused_port()
+
+
+def _unused_port() -> int:
     with socket.create_server(("127.0.0.1", 0)) as server:
         return int(server.getsockname()[1])

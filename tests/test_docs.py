@@ -43,3 +43,12 @@ def test_every_reason_is_explained(reason: str) -> None:
 def test_links_lead_somewhere(document: Path) -> None:
     for target in re.findall(r"\]\(([^)#:]+)\)", document.read_text()):
         assert (document.parent / target).exists(), target
+
+
+def test_every_metric_is_explained() -> None:
+    source = (ROOT / "pipeline/metrics.py").read_text()
+    names = set(re.findall(r'"(?:deltawatch_)?([a-z_]+)",\s+"[A-Z]', source))
+    assert {"records", "lag", "slice_seconds", "flagged_share"} <= names
+    explained = (ROOT / "docs/operations.md").read_text()
+    missing = {name for name in names if f"`deltawatch_{name}" not in explained}
+    assert not missing

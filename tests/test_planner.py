@@ -8,9 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from schemas.plan import PartitionId, PartitionProgress, PartitionSlice, Plan
+from schemas.errors import RunFailedError
+from schemas.plan import Gap, PartitionId, PartitionProgress, PartitionSlice, Plan
 from transforms.logs import planner
-from transforms.logs.entries import Entry, LogError
+from transforms.logs.entries import Entry
 from transforms.logs.planner import MAX_EPOCHS, Rules
 from transforms.logs.times import MAX_AHEAD_MS, Dating, EventTime, clock_for
 
@@ -30,6 +31,7 @@ class MemoryLog:
     bounded: bool
     timestamped: bool = True
     there: dict[int, int] = field(default_factory=dict)  # partition -> slots that have arrived
+    deleted: Counter[int] = field(default_factory=Counter)  # partition -> slots that are gone
 
     @property
     def uri(self) -> str:
@@ -42,13 +44,13 @@ class MemoryLog:
         return 0
 
     def earliest(self, partition: int) -> int:
-        return 0
+        return self.deleted[partition]
 
     def end(self, partition: int) -> int:
         return self.there[partition]
 
     def read(self, partition: int, start: int, end: int) -> Iterator[Entry]:
-        assert 0 <= start < end <= self.there[partition]
+        assert self.deleted[partition] <= start < end <= self.there[partition]
         return (entry for entry in self.slots[partition][start:end] if entry is not None)
 
     def arrive(self, partition: int, count: int) -> None:
@@ -72,6 +74,9 @@ class MemoryLogs:
 
     def end(self, partition: PartitionId) -> int:
         return self.log(partition).end(partition.partition)
+
+    def earliest(self, partition: PartitionId) -> int:
+        return self.log(partition).earliest(partition.partition)
 
     @property
     def everything(self) -> dict[PartitionId, list[Entry | None]]:
@@ -530,10 +535,59 @@ def test_a_partition_that_ends_before_what_was_read_is_an_error() -> None:
     session = Session(logs)
     session.run()
     logs.log(part(0)).there[0] = 1
-    with pytest.raises(LogError, match="ends at 1, before offset 3"):
+    with pytest.raises(RunFailedError, match="ends at 1, before offset 3"):
         session.run()
 
 
 def test_nothing_is_planned_where_there_is_nothing() -> None:
     assert Session(one_log([], [])).run() == []
     assert Session(MemoryLogs()).run() == []
+
+
+def test_records_that_the_log_deleted_unread_are_a_gap_that_is_counted() -> None:
+    logs = one_log([5, 6, 7, 8, 9], [5], bounded=False)
+    logs.arrive_all()
+    session = Session(logs)
+    session.step(1)
+    logs.log(part(0)).deleted[0] = 4
+    plan = session.step()
+    assert plan is not None
+    assert plan.gaps == (Gap(part(0), 1, 4),)
+    assert plan.lost == 3
+    assert [reading.offset for reading in session.readings if reading.id == part(0)] == [0, 4]
+
+
+def test_a_gap_is_reported_even_where_nothing_is_left_to_read() -> None:
+    logs = one_log([5, 6, 7], bounded=False)
+    logs.arrive_all()
+    session = Session(logs)
+    session.step(2)
+    logs.log(part(0)).deleted[0] = 3
+    (plan,) = session.run()
+    assert (plan.records, plan.lost) == (0, 1)
+    assert session.run() == []
+
+
+def test_a_plan_is_readable_until_the_log_deletes_a_part_of_it() -> None:
+    logs = one_log([5, 6, 7], bounded=False)
+    logs.arrive_all()
+    session = Session(logs)
+    session.step(1)
+    plan = session._plan(session.progress, 1000)
+    assert plan is not None
+    logs.log(part(0)).deleted[0] = 1
+    assert planner.readable(logs, plan)
+    logs.log(part(0)).deleted[0] = 2
+    assert not planner.readable(logs, plan)
+
+
+def test_plans_of_an_older_format_are_read_and_newer_ones_refused() -> None:
+    logs = one_log([5, 6])
+    plan = Session(logs)._plan(planner.discover(logs, (), None, RULES), 1000)
+    assert plan is not None
+    older = {
+        name: value for name, value in plan.to_json().items() if name not in ("format", "gaps")
+    }
+    assert Plan.from_json(json.loads(json.dumps(older))) == plan
+    with pytest.raises(ValueError, match="format 3"):
+        Plan.from_json({**plan.to_json(), "format": 3})

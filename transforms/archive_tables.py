@@ -10,6 +10,7 @@ from apache_beam.metrics import Metrics
 from apache_beam.transforms.window import FixedWindows
 
 from schemas.arrow import CONVERSATIONS, EXCEEDANCES
+from schemas.artefacts import written
 from schemas.records import Status, VerdictPack
 from transforms.archive import files, pending, rows
 from transforms.model.directions import Directions
@@ -56,7 +57,8 @@ class _WriteEpoch(beam.DoFn):
         exceedances = rows.exceedances_table(packs, self._entries, self._hash, self._excerpts)
         for name, table in ((CONVERSATIONS, conversations), (EXCEEDANCES, exceedances)):
             path = pending.pending_path(self._folder, model, name, epoch, pending.TABLES)
-            files.write_table(table, path)
+            with written(path):
+                files.write_table(table, path)
             yield str(path)
         _count(conversations.num_rows, packs)
 

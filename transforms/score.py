@@ -1,5 +1,6 @@
 """Token ids to the lowest and highest cosine per role and direction, in sorted batches."""
 
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -62,6 +63,7 @@ class ScoringHandler(ModelHandler[Tokenized, Outcome, ScoresBatches]):
         self._model = model
         self._keep_tokens = keep_tokens
         self._tokens = Metrics.counter("deltawatch", "tokens")
+        self._microseconds = Metrics.counter("deltawatch", "scoring_us")
 
     def load_model(self) -> ScoresBatches:
         """The process's one scorer."""
@@ -74,9 +76,11 @@ class ScoringHandler(ModelHandler[Tokenized, Outcome, ScoresBatches]):
         inference_args: dict[str, Any] | None = None,
     ) -> Iterable[Outcome]:
         """Score one batch, already sorted and bounded."""
+        started = time.perf_counter_ns()
         cosines, finite = model.score(
             [item.token_ids for item in batch], [item.roles for item in batch]
         )
+        self._microseconds.inc((time.perf_counter_ns() - started) // 1000)
         self._tokens.inc(self.get_num_tokens(batch))
         packs = self._packs(batch, cosines, np.flatnonzero(finite).tolist())
         return [*packs, *(_not_finite(batch[row]) for row in np.flatnonzero(~finite).tolist())]

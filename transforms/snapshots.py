@@ -5,6 +5,7 @@ from pathlib import Path
 
 import apache_beam as beam
 
+from schemas.artefacts import written
 from transforms.archive import pending
 from transforms.judge import Snapshot
 
@@ -26,6 +27,7 @@ class WriteSnapshots(beam.PTransform):
 def _write(snapshot: Snapshot, folder: Path) -> str:
     kind = "closed" if snapshot.closed else "open"
     path = pending.pending_path(folder, snapshot.model, kind, snapshot.epoch, pending.RANGES)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(snapshot.ranges.to_bytes())
+    with written(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(snapshot.ranges.to_bytes())
     return str(path)

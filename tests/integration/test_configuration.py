@@ -63,6 +63,7 @@ def refused(
         ({"directions": "/nowhere"}, "--directions /nowhere is not a folder; give"),
         ({"ranges": "/nowhere"}, "make one with `calibrate`"),
         ({"max-tokens": "200"}, "was calibrated with --max-tokens 160"),
+        ({"max-tokens": "9000"}, "more than the model's context; give at most 8192"),
         ({"archive": "/proc/archive"}, "cannot write to --archive /proc/archive"),
         ({"state": "/proc/state"}, "give --state a writable folder"),
         ({"alerts": "/proc/alerts.jsonl"}, "cannot write to '/proc/alerts.jsonl'"),

@@ -13,14 +13,13 @@ import numpy as np
 import oracle
 import pytest
 import traffic
-from cheap_job import DIRECTIONS, MODEL, SETTINGS, CheapEngine, cheap_directions, cheap_job
+from cheap_job import DIRECTIONS, SETTINGS, CheapEngine, cheap_job
 from outcome import Outcome, Row, run
 
 from pipeline.demo.broker import Broker
 from pipeline.job import Job
 from schemas.records import STEPS_PER_UNIT, Side, Status
 from transforms.logs.times import EventTime
-from transforms.ranges.calibration import calibrate
 from transforms.ranges.policies import make_policy
 from transforms.ranges.ranges import Ranges
 
@@ -49,23 +48,18 @@ def entries(records: traffic.Records, base_model: Path) -> list[oracle.Entry]:
     return traffic.entries(records, CheapEngine(base_model))
 
 
-def job_of(case: str, base: Path, log: str, out: Path, entries: list[oracle.Entry]) -> Job:
-    job = cheap_job(base, (log,), out, event_time=EventTime(traffic.TIME_FIELD), epoch_ms=EPOCH_MS)
-    job = replace(job, policy=make_policy(case.split()[0], SETTINGS))
-    return replace(job, base_ranges=snapshot(entries)) if "snapshot" in case else job
-
-
 def calibration_set(entries: list[oracle.Entry]) -> list[oracle.Entry]:
     return [entry for entry in entries if entry.low is not None][:CALIBRATION]
 
 
-def snapshot(entries: list[oracle.Entry]) -> Ranges:
-    chosen = calibration_set(entries)
-    values = [
-        [*entry.high, *(low if low == -32768 else -low for low in entry.low)] for entry in chosen
-    ]
-    tokens = np.array([entry.tokens for entry in chosen])
-    return calibrate(np.array(values, np.int32), tokens, cheap_directions().hash, MODEL)
+def job_of(case: str, base: Path, log: str, out: Path, entries: list[oracle.Entry]) -> Job:
+    job = cheap_job(base, (log,), out, event_time=EventTime(traffic.TIME_FIELD), epoch_ms=EPOCH_MS)
+    job = replace(job, policy=make_policy(case.split()[0], SETTINGS))
+    return (
+        replace(job, base_ranges=traffic.snapshot(calibration_set(entries)))
+        if "snapshot" in case
+        else job
+    )
 
 
 def expected_of(case: str, entries: list[oracle.Entry]) -> tuple[list[oracle.Verdict], Any]:

@@ -7,13 +7,17 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import oracle
-from cheap_job import MAX_TOKENS, CheapEngine
+from cheap_job import MAX_TOKENS, MODEL, CheapEngine, cheap_directions
 from kafka import KafkaProducer
 
 from pipeline.demo.broker import Broker
+from schemas.records import ABSENT
 from transforms import formats
 from transforms.model import roles
+from transforms.ranges.calibration import calibrate
+from transforms.ranges.ranges import Ranges
 
 START_MS = 1_700_000_040_000
 """A whole minute."""
@@ -112,6 +116,17 @@ def _entry(partition: int, offset: int, value: bytes, engine: CheapEngine) -> or
     cosines, _ = engine.scorer().score([ids], [whose])
     low, high = cosines.low[0].tolist(), cosines.high[0].tolist()
     return oracle.Entry(partition, offset, time, low, high, len(ids))
+
+
+def snapshot(entries: Sequence[oracle.Entry]) -> Ranges:
+    """Ranges calibrated on entries that can be scored."""
+    values = [
+        [*entry.high, *(low if low == ABSENT else -low for low in entry.low or ())]
+        for entry in entries
+        if entry.high is not None
+    ]
+    tokens = np.array([entry.tokens for entry in entries if entry.high is not None])
+    return calibrate(np.array(values, np.int32), tokens, cheap_directions().hash, MODEL)
 
 
 def _time(value: bytes) -> int | None:

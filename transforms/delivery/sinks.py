@@ -19,7 +19,7 @@ from kafka import KafkaAdminClient, KafkaProducer
 from kafka.errors import KafkaError
 from kafka.producer.future import FutureRecordMetadata
 
-from schemas.errors import ConfigurationError, RunFailedError
+from schemas.errors import ConfigurationError, TransientError
 from schemas.uris import KafkaUri, parse_uri
 
 Headers = Sequence[tuple[str, bytes]]
@@ -35,7 +35,7 @@ _producers_lock = threading.Lock()
 _producers: dict[tuple[str, ...], KafkaProducer] = {}
 
 
-class DeliveryError(RunFailedError):
+class DeliveryError(TransientError):
     """Something sent was not acknowledged; the work it came from must be done again."""
 
 

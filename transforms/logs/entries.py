@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
-from schemas.errors import RunFailedError
+from schemas.errors import TransientError
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,5 +65,5 @@ class Log(Protocol):
         ...
 
 
-class LogError(RunFailedError):
-    """A log that was there cannot be read on."""
+class LogError(TransientError):
+    """A log that was there cannot be read on, for now."""

@@ -53,6 +53,10 @@ class Logs:
         """The offset after a partition's last entry."""
         return self.log(partition).end(partition.partition)
 
-    def remaining(self, progress: Sequence[PartitionProgress]) -> int:
-        """Offsets not yet read: records of a topic, bytes of a file."""
-        return sum(max(self.end(each.id) - each.offset, 0) for each in progress)
+    def earliest(self, partition: PartitionId) -> int:
+        """The first offset of a partition that is kept."""
+        return self.log(partition).earliest(partition.partition)
+
+    def remaining(self, progress: Sequence[PartitionProgress]) -> dict[PartitionId, int]:
+        """Offsets not yet read, per partition: records of a topic, bytes of a file."""
+        return {each.id: max(self.end(each.id) - each.offset, 0) for each in progress}

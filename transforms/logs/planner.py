@@ -10,8 +10,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import groupby
 
-from schemas.plan import PartitionId, PartitionProgress, PartitionSlice, Plan
-from transforms.logs.entries import Entry, LogError
+from schemas.errors import RunFailedError
+from schemas.plan import Gap, PartitionId, PartitionProgress, PartitionSlice, Plan
+from transforms.logs.entries import Entry
 from transforms.logs.open import Logs
 from transforms.logs.times import EpochClock, EventTime, NoClock, clock_for
 
@@ -92,6 +93,11 @@ def discover(
     return tuple(progress[partition] for partition in sorted(progress))
 
 
+def readable(logs: Logs, begun: Plan) -> bool:
+    """Whether the logs still keep everything that a plan reads."""
+    return all(logs.earliest(part.id) <= part.start for part in begun.partitions)
+
+
 def plan(
     logs: Logs,
     progress: Sequence[PartitionProgress],
@@ -103,7 +109,7 @@ def plan(
     clock_ms: int,
     config_hash: str,
 ) -> Plan | None:
-    """The next slice; None where nothing can be read and no epoch can be closed.
+    """The next slice; None where nothing can be read, no epoch closed and nothing was deleted.
 
     Args:
       logs: what is read.
@@ -116,17 +122,20 @@ def plan(
       config_hash: of the configuration.
 
     Raises:
-      LogError: a log cannot be read on, or ends before what was read of it.
+      LogError: a log cannot be read on, for now.
+      RunFailedError: a log ends before what was read of it.
     """
     # A clock that is set back must not disbelieve what an earlier plan believed.
     clock_ms = max(clock_ms, *(each.last_new_ms for each in progress), 0)
+    gaps = _gaps(logs, progress)
+    progress = _beyond(gaps, progress)
     peeks = _peek_all(logs, progress, closed_epoch, rules, records, clock_ms)
     _advance_idle(peeks, rules, clock_ms)
     barrier = min((peek.reach for peek in peeks), default=_NEVER)
     chosen, left = _choose(peeks, barrier, closed_epoch, records, rules.bytes)
     complete = _complete(chosen, left, barrier, closed_epoch, _latest_epoch(peeks))
     read = _by_partition(chosen)
-    if not chosen and complete is None:
+    if not chosen and complete is None and not gaps:
         return None
     return Plan(
         number=number,
@@ -138,7 +147,19 @@ def plan(
         records=len(chosen),
         after=tuple(_after(peek, read) for peek in peeks),
         idle=tuple(peek.progress.id for peek in peeks if peek.idle),
+        gaps=gaps,
     )
+
+
+def _gaps(logs: Logs, progress: Iterable[PartitionProgress]) -> tuple[Gap, ...]:
+    """What was deleted in front of the offsets that are read next."""
+    kept = ((each, logs.earliest(each.id)) for each in progress)
+    return tuple(Gap(each.id, each.offset, first) for each, first in kept if first > each.offset)
+
+
+def _beyond(gaps: Iterable[Gap], progress: Sequence[PartitionProgress]) -> list[PartitionProgress]:
+    ends = {gap.id: gap.end for gap in gaps}
+    return [replace(each, offset=ends.get(each.id, each.offset)) for each in progress]
 
 
 def _peek_all(
@@ -177,7 +198,7 @@ def _look(
     progress = peek.progress
     log, end = logs.log(progress.id), logs.end(progress.id)
     if progress.last_new_ms and end < progress.offset:
-        raise LogError(
+        raise RunFailedError(
             f"{progress.id.source}/{progress.id.partition} ends at {end}, before offset "
             f"{progress.offset} that was reached; if the topic was made anew, give another --state"
         )

@@ -46,11 +46,23 @@ class Policy(Protocol):
       name: as given to `make_policy`.
       version: goes up with any change of the rule; part of every verdict and alert id.
       keeps_scores: whether conversation scores are to be counted into the ranges.
+      settings: what it was made with.
+      asked_rate: the false-positive rate it keeps to; None: it knows none.
     """
 
     name: ClassVar[str]
     version: ClassVar[int]
     keeps_scores: ClassVar[bool]
+
+    @property
+    def settings(self) -> PolicySettings:
+        """What it was made with."""
+        ...
+
+    @property
+    def asked_rate(self) -> float | None:
+        """The false-positive rate it keeps to; None: it knows none."""
+        ...
 
     def fit(self, ranges: Ranges) -> Fitted:
         """Bounds and thresholds from ranges of traffic before the one that is to be judged."""

@@ -48,6 +48,11 @@ class BudgetPolicy:
 
     settings: PolicySettings
 
+    @property
+    def asked_rate(self) -> float:
+        """See `Policy.asked_rate`."""
+        return self.settings.rate
+
     def fit(self, ranges: Ranges) -> Fitted:
         """See `Policy.fit`."""
         user, assistant = (self._threshold(ranges, role) for role in Role)

@@ -36,6 +36,7 @@ class ExtremesPolicy:
     name: ClassVar[str] = "range"
     version: ClassVar[int] = 1
     keeps_scores: ClassVar[bool] = False
+    asked_rate: ClassVar[float | None] = None
 
     settings: PolicySettings
 

@@ -20,6 +20,7 @@ class PercentilePolicy:
     name: ClassVar[str] = "percentile"
     version: ClassVar[int] = 1
     keeps_scores: ClassVar[bool] = False
+    asked_rate: ClassVar[float | None] = None
 
     settings: PolicySettings
 

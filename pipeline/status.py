@@ -1,0 +1,94 @@
+"""The `status` command: what a state directory says of its job, while the job runs or not."""
+
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline.state import newest_commit, pending_plan, ranges_path
+from schemas.artefacts import read_json
+from schemas.commit import Commit
+from schemas.errors import ConfigurationError
+from schemas.plan import PartitionProgress
+from schemas.records import Role
+from transforms.logs.open import Logs
+from transforms.ranges.policies import PolicySettings, make_policy
+from transforms.ranges.ranges import Ranges
+
+
+@dataclass(frozen=True)
+class Status:
+    """A state directory as it is now; nothing in it is locked or changed."""
+
+    root: Path
+    job: Mapping[str, Any]
+    commit: Commit
+    now: float
+
+    @staticmethod
+    def of(root: Path) -> "Status":
+        """Read it.
+
+        Raises:
+          ConfigurationError: there is no job's state, or it is of a version that cannot be read.
+        """
+        commit = newest_commit(root)
+        if commit is None or not (root / "job.json").is_file():
+            raise ConfigurationError(
+                f"{root} holds no commit of a deltawatch; give the --state of `watch` or `audit`"
+            )
+        return Status(root, read_json(root / "job.json"), commit, time.time())
+
+    def lines(self) -> Iterator[str]:
+        """For a person, the most important first."""
+        yield f"{self.job['model']}: policy {self.job['policy']}, {self._asked()}"
+        yield self._committed()
+        yield from self._calibration()
+        yield f"records: {self.commit.total_ledger}"
+        yield from self._reasons()
+        yield self._flagged()
+        yield from map(_lag, self.commit.progress)
+        yield f"alerts: {self.job['alerts']}  dead letters: {self.job['dead_letters']}"
+        yield f"archive: {self.job['archive']}"
+
+    def _asked(self) -> str:
+        rate = self._policy.asked_rate
+        return "no rate asked for" if rate is None else f"at most {rate:.2%} of normal traffic"
+
+    def _committed(self) -> str:
+        seconds = self.commit.committed_ms / 1000
+        when = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))
+        begun = pending_plan(self.root, self.commit)
+        running = f"; slice {begun.number} is begun" if begun is not None else ""
+        return (
+            f"slice {self.commit.number} committed {when}, {self.now - seconds:,.0f} s ago{running}"
+        )
+
+    def _calibration(self) -> Iterator[str]:
+        ranges = Ranges.from_bytes(ranges_path(self.root, self.commit.ranges_hash).read_bytes())
+        thresholds = self._policy.fit(ranges).thresholds
+        for role in Role:
+            known = "calibrated" if thresholds[role] is not None else "NOT calibrated yet"
+            count = int(ranges.counts.conversations[role])
+            yield f"{role.name.lower()}: {known}, ranges of {count:,} conversations"
+
+    def _reasons(self) -> Iterator[str]:
+        if self.commit.reasons:
+            counts = (f"{reason} {n}" for reason, n in sorted(self.commit.reasons.items()))
+            yield f"not scored: {', '.join(counts)}"
+
+    def _flagged(self) -> str:
+        total = self.commit.total_ledger
+        judged = total.scored - total.uncalibrated
+        return f"flagged: {total.flagged} of {judged} judged ({total.flagged_share:.2%})"
+
+    @property
+    def _policy(self) -> Any:
+        return make_policy(self.job["policy"], PolicySettings(**self.job["settings"]))
+
+
+def _lag(progress: PartitionProgress) -> str:
+    place = f"{progress.uri} partition {progress.id.partition}"
+    lag = Logs([progress.uri]).remaining([progress])[progress.id]
+    return f"{place}: next offset {progress.offset}, lag {lag:,}"

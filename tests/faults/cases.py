@@ -1,0 +1,225 @@
+"""The faults. Each case disturbs one run (or some) and has it compared with the undisturbed one."""
+
+import os
+import random
+import signal
+import time
+from collections import Counter
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import dataclass
+from multiprocessing.process import BaseProcess
+
+import brokers
+import traffic
+from disks import small_disk
+from kafka import KafkaAdminClient, KafkaProducer, TopicPartition
+from marks import PHASES, WAITING
+from proxy import Proxy
+from watching import Watch
+from world import World, close_epochs, real
+
+RECOVERY_S = 60
+"""Within what time a job must commit again once the broker serves."""
+
+BEYOND_TIMEOUTS_S = 75
+"""Longer than the clients' time-outs (30 s a request) and than a stall of reading (60 s)."""
+
+DISK_MB = 64
+FULL_S = 10
+
+_LOOK_S = 0.0005
+
+
+@dataclass
+class Case:
+    """A case at work.
+
+    Attributes:
+      name: of the case.
+      world: what it disturbs.
+      chance: decides what is disturbed when; seeded.
+      kills: how many there shall be, where a case kills jobs.
+    """
+
+    name: str
+    world: World
+    chance: random.Random
+    kills: int
+
+
+def kills(case: Case) -> None:
+    """SIGKILL of the job in every phase, again and again on the same state."""
+    world, hit = case.world, Counter[str]()
+    watch = world.watch(case.name)
+    while hit.total() < case.kills or (set(PHASES) - set(hit) and hit.total() < 2 * case.kills):
+        phase = min(PHASES, key=lambda phase: hit[phase])
+        found = _kill(watch, phase, case.chance)
+        hit[found] += 1
+        world.did(f"SIGKILL while {found}")
+        print(f"  kill {hit.total()}: aimed at {phase}, hit {found}", flush=True)
+    world.promise(set(PHASES) <= set(hit), f"phases never hit: {set(PHASES) - set(hit)}")
+    world.compare(watch)
+
+
+def _kill(watch: Watch, phase: str, chance: random.Random) -> str:
+    """Kill a job some way into a phase; returns where it was."""
+    watch.marks.aim(phase, chance.randint(1, 3))
+    with watch.running() as process:
+        while not watch.marks.rings(1):
+            _alive(process)
+        time.sleep(chance.uniform(0, 0.8 * watch.marks.mean_seconds(phase)))
+        os.kill(process.pid or 0, signal.SIGKILL)
+        process.join()
+    return watch.marks.phase
+
+
+def broker_killed(case: Case) -> None:
+    """SIGKILL and restart of the broker in the middle of slices."""
+    watch, broker = case.world.watch(case.name), case.world.broker
+    with watch.running() as process:
+        for _ in range(2):
+            _in_mid_slice(watch, process)
+            broker.kill()
+            time.sleep(case.chance.uniform(0, 5))
+            broker.start()
+            _recovered(case, watch, process, "broker SIGKILLed and restarted")
+    case.world.compare(watch)
+
+
+def broker_stopped(case: Case) -> None:
+    """SIGSTOP of the broker for longer than the clients wait."""
+    watch, broker = case.world.watch(case.name), case.world.broker
+    with watch.running() as process:
+        _in_mid_slice(watch, process)
+        brokers.pause(broker)
+        time.sleep(BEYOND_TIMEOUTS_S)
+        brokers.resume(broker)
+        _recovered(case, watch, process, f"broker SIGSTOPped for {BEYOND_TIMEOUTS_S} s")
+    case.world.compare(watch)
+
+
+def connections(case: Case) -> None:
+    """Connections refused, stalled and reset on their way to the broker."""
+    broker = case.world.broker
+    own, port = brokers.own_port(broker), brokers.free_port()
+    with closing(Proxy(port, own)) as proxy:
+        brokers.advertise(broker, port)
+        watch = case.world.watch(case.name)
+        with watch.running() as process:
+            for fault, begin, seconds, end in (
+                ("connections refused", proxy.refuse, 20, proxy.accept),
+                ("connections stalled", proxy.stall, 40, proxy.flow),
+                ("connections reset", proxy.reset, 0, proxy.flow),
+                ("connections reset", proxy.reset, 0, proxy.flow),
+            ):
+                _in_mid_slice(watch, process)
+                begin()
+                time.sleep(seconds)
+                end()
+                _recovered(case, watch, process, fault)
+        case.world.compare(watch)
+    brokers.advertise(broker, own)
+
+
+def full_state(case: Case) -> None:
+    """No space left for the state directory."""
+    _full_disk(case, "state")
+
+
+def full_archive(case: Case) -> None:
+    """No space left for the archive."""
+    _full_disk(case, "archive")
+
+
+def _full_disk(case: Case, part: str) -> None:
+    folder = case.world.folder / case.name / part
+    with small_disk(folder, DISK_MB) as disk:
+        watch = case.world.watch(case.name)
+        with watch.running() as process:
+            _in_mid_slice(watch, process)
+            disk.fill()
+            time.sleep(FULL_S)
+            disk.empty()
+            _recovered(case, watch, process, f"no space left for the {part}")
+        case.world.compare(watch)
+
+
+def new_partition(case: Case) -> None:
+    """A topic that gains a partition while it is watched."""
+    topic = f"{case.name}-log"
+    records = traffic.records(real(400))
+    traffic.to_topic(case.world.broker, topic, records)
+    watch = case.world.watch(case.name, topic)
+    extra = traffic.PARTITIONS
+    with watch.running() as process:
+        _in_mid_slice(watch, process)
+        with closing(KafkaAdminClient(bootstrap_servers=case.world.broker.bootstrap)) as admin:
+            admin.create_partitions({topic: extra + 1})
+        with closing(KafkaProducer(bootstrap_servers=case.world.broker.bootstrap)) as producer:
+            for value in records[0]:
+                producer.send(topic, value, partition=extra)
+        end = close_epochs(case.world.broker, topic, 400)
+        case.world.did("partition added")
+        watch.until_seen(sum(map(len, records)) + len(records[0]) + end, process)
+    rows = watch.finish(watch.seen).rows("conversations")
+    added = [row["offset"] for row in rows if row["partition"] == extra]
+    first = [row["offset"] for row in rows if row["partition"] == 0]
+    case.world.promise(added == first, "a partition that was added is read from its beginning")
+    print(f"  {len(added)} rows of the partition that was added")
+
+
+def deleted(case: Case) -> None:
+    """Records deleted by retention before they were read, one slice of them begun already."""
+    topic, server = f"{case.name}-log", case.world.broker.bootstrap
+    records = traffic.records(real(2000))
+    total = sum(map(len, records))
+    traffic.to_topic(case.world.broker, topic, records)
+    total += close_epochs(case.world.broker, topic, 2000)
+    watch = case.world.watch(case.name, topic)
+    with watch.running() as process:
+        _in_mid_slice(watch, process)
+        os.kill(process.pid or 0, signal.SIGKILL)
+    read = {
+        each.id.partition: each.offset for each in (watch.commit.progress if watch.commit else ())
+    }
+    gone = {partition: read.get(partition, 0) + 50 for partition in range(traffic.PARTITIONS)}
+    with closing(KafkaAdminClient(bootstrap_servers=server)) as admin:
+        admin.delete_records({TopicPartition(topic, each): to for each, to in gone.items()})
+    case.world.did("records deleted unread")
+    run = watch.finish(total)
+    lost = run.commit.total_ledger.lost
+    case.world.promise(lost == 50 * traffic.PARTITIONS, f"{lost} records counted as lost")
+    case.world.promise(run.commit.total_ledger.seen + lost == total, "seen and lost are all")
+    print(f"  {lost} of {total} records counted as lost")
+
+
+def _in_mid_slice(watch: Watch, process: BaseProcess) -> None:
+    """Wait until a slice after the newest commit is being run."""
+    number = watch.commit.number if watch.commit else 0
+    while watch.commit is None or watch.commit.number <= number or watch.marks.phase == WAITING:
+        _alive(process)
+        time.sleep(_LOOK_S)
+
+
+def _recovered(case: Case, watch: Watch, process: BaseProcess, fault: str) -> None:
+    seconds = watch.until_next_commit(process)
+    case.world.did(fault, seconds)
+    case.world.promise(seconds <= RECOVERY_S, f"{fault}: committed again after {seconds:.0f} s")
+    print(f"  {fault}: committed again after {seconds:.1f} s", flush=True)
+
+
+def _alive(process: BaseProcess) -> None:
+    assert process.is_alive(), f"the job ended by itself, exit status {process.exitcode}"
+
+
+CASES: dict[str, Callable[[Case], None]] = {
+    "kills": kills,
+    "broker-killed": broker_killed,
+    "broker-stopped": broker_stopped,
+    "connections": connections,
+    "full-state": full_state,
+    "full-archive": full_archive,
+    "new-partition": new_partition,
+    "deleted": deleted,
+}

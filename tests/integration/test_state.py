@@ -1,0 +1,105 @@
+"""State directories: gone on with by later versions, read while they are in use, never shared."""
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import outcome
+import pytest
+from cheap_job import cheap_job
+
+from pipeline.job import Job
+from pipeline.slices import Slices
+from pipeline.state import State
+from pipeline.status import Status
+from schemas.errors import ConfigurationError
+from transforms.logs.times import EventTime
+
+FIXTURE = Path(__file__).parents[1] / "fixtures/state_1"
+CONVERSATIONS, BROKEN = 24, 1
+
+
+@pytest.fixture
+def old(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with what an older version left; the current one."""
+    folder = shutil.copytree(FIXTURE, tmp_path / "old")
+    monkeypatch.chdir(folder)
+    return folder
+
+
+def job(base_model: Path, out: str) -> Job:
+    log = ("log.jsonl",)
+    return cheap_job(base_model, log, Path(out), event_time=EventTime("at"), slice_records=10)
+
+
+def test_a_state_of_format_1_is_gone_on_with(old: Path, base_model: Path) -> None:
+    went_on = outcome.run(job(base_model, "out"), old / "state")
+    anew = outcome.run(job(base_model, "anew"), old / "anew-state")
+    assert went_on.ranges.hash == anew.ranges.hash
+    assert rows(went_on) == rows(anew)
+    assert len(rows(anew)) == CONVERSATIONS
+    assert went_on.commit.total_ledger == anew.commit.total_ledger
+    assert went_on.commit.reasons == {"bad_json": BROKEN}
+    assert not list((old / "state/pending").iterdir())
+
+
+def rows(found: outcome.Outcome) -> list[outcome.Row]:
+    """Without the hash of the ranges, which the older version made otherwise."""
+    return [{**row, "ranges_hash": None} for row in found.rows("conversations")]
+
+
+@pytest.mark.parametrize(("change", "words"), [({"format": 3}, "format 3"), ({"more": 1}, "more")])
+def test_a_commit_of_a_later_version_is_refused_in_one_line(
+    old: Path, base_model: Path, change: dict[str, int], words: str
+) -> None:
+    path = old / "state/commits/00000001.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    with pytest.raises(ConfigurationError, match=words) as caught:
+        Slices(job(base_model, "out"), State(old / "state"))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_state_is_held_by_one_process(old: Path) -> None:
+    first = State(old / "state")
+    with pytest.raises(ConfigurationError, match="in use by another deltawatch"):
+        State(old / "state")
+    first.close()
+    State(old / "state").close()
+
+
+@pytest.fixture
+def begun(old: Path, base_model: Path) -> Iterator[Slices]:
+    """Two slices committed, a third begun, the directory still held."""
+    state = State(old / "state")
+    running = job(base_model, "out")
+    state.describe(running.description())
+    slices = Slices(running, state)
+    slices.step()
+    plan = slices._next_plan()
+    assert plan is not None
+    state.write_plan(plan)
+    yield slices
+    state.close()
+
+
+def test_status_of_a_state_that_is_in_use(begun: Slices, old: Path) -> None:
+    text = "\n".join(Status.of(old / "state").lines())
+    size = (old / "log.jsonl").stat().st_size
+    done = begun.commit.progress[0].offset
+    for expected in (
+        "a-model: policy budget, at most 5.00% of normal traffic",
+        "slice 2 committed 20",
+        "slice 3 is begun",
+        "user: NOT calibrated yet, ranges of ",
+        "records: 20 seen = 20 scored + 0 dead-lettered + 0 skipped; 0 flagged, 0 alerts, 20 not",
+        "flagged: 0 of 0 judged (0.00%)",
+        f"log.jsonl partition 0: next offset {done}, lag {size - done:,}",
+        "archive: out/archive",
+    ):
+        assert expected in text
+
+
+def test_status_of_what_is_no_state(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match="holds no commit"):
+        Status.of(tmp_path)
