@@ -52,6 +52,7 @@ setup(
             "jgo==3.2.0",
         ],
         "dev": [
+            "cryptography==50.0.2",
             "duckdb==2.0.0",
             "hypothesis==6.170.15",
             "import-linter==2.16",
@@ -61,6 +62,7 @@ setup(
             "pytest==9.2.0",
             "ruff==0.17.6",
             "tokenizers==0.23.3",
+            "trustme==1.2.1",
         ],
     },
 )

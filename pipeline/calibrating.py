@@ -51,7 +51,8 @@ def calibrate(known: argparse.Namespace, beam_arguments: Sequence[str]) -> Range
 
 def _job(known: argparse.Namespace, beam_arguments: Sequence[str]) -> Job:
     runner.check_beam_arguments(beam_arguments)
-    inputs = preflight.check_inputs(known, endless=False)
+    properties = preflight.kafka_properties(known)
+    inputs = preflight.check_inputs(known, properties, endless=False)
     preflight.check_writable(known.out, "--out")
     engine, artefact = preflight.check_model(known)
     model = known.model_name or artefact.manifest.model_name
@@ -70,6 +71,7 @@ def _job(known: argparse.Namespace, beam_arguments: Sequence[str]) -> Job:
         max_tokens=preflight.check_max_tokens(known, engine),
         batch_tokens=known.batch_tokens,
         slice_records=known.slice_records,
+        kafka_properties=properties,
         beam_arguments=tuple(beam_arguments),
     )
 

@@ -32,7 +32,7 @@ def _configure_logging() -> None:
     logging.basicConfig(level=logging.ERROR, format="%(levelname)s %(name)s: %(message)s")
     for package in ("pipeline", "transforms", "schemas"):
         logging.getLogger(package).setLevel(logging.WARNING)
-    # A broker that is away is one line of ours; kafka-python would add ten a second.
+    # A broker that is away or refuses is one line of ours; kafka-python would add ten a second.
     logging.getLogger("kafka").setLevel(logging.CRITICAL)
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")

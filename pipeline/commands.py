@@ -69,7 +69,7 @@ def _watch(known: argparse.Namespace, beam_arguments: Sequence[str]) -> int:
 
 
 def _status(known: argparse.Namespace, _: Sequence[str]) -> int:
-    for line in Status.of(known.state).lines():
+    for line in Status.of(known.state, preflight.kafka_properties(known)).lines():
         report.answer(line)
     return 0
 

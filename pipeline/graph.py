@@ -27,7 +27,7 @@ def build(pipeline: beam.Pipeline, job: Job, plan: Plan, start: JudgeStart, fold
       start: the ranges they are judged against.
       folder: where files wait for their epoch to close.
     """
-    records = pipeline | "Read" >> ReadLog(plan, job.event_time, job.epoch_ms)
+    records = pipeline | "Read" >> ReadLog(plan, job.event_time, job.epoch_ms, job.kafka_properties)
     decoded = records | "Decode" >> Decode(job.engine, job.max_tokens)
     outcomes = decoded.tokenized | "Score" >> Score(
         job.engine, job.model, job.batch_tokens, keep_tokens=job.excerpt_tokens > 0
@@ -35,8 +35,10 @@ def build(pipeline: beam.Pipeline, job: Job, plan: Plan, start: JudgeStart, fold
     judged = outcomes.scored | "Judge" >> JudgeEpochs(job.policy, start, job.epoch_ms)
     dead = (decoded.dead_letters, outcomes.unscored) | "Dead" >> beam.Flatten()
 
-    judged.verdicts | "Alert" >> SendAlerts(job.alerts, job.directions, plan.clock_ms, job.excerpts)
+    judged.verdicts | "Alert" >> SendAlerts(
+        job.alerts, job.directions, plan.clock_ms, job.excerpts, job.kafka_properties
+    )
     judged.verdicts | "Archive" >> WriteTables(folder, job.epoch_ms, job.directions, job.excerpts)
     judged.snapshots | "KeepRanges" >> WriteSnapshots(folder)
-    dead | "DeadLetters" >> SendDeadLetters(job.dead_letters)
+    dead | "DeadLetters" >> SendDeadLetters(job.dead_letters, job.kafka_properties)
     decoded.skipped | "Skip" >> CountSkipped()

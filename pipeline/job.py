@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from schemas.artefacts import combined_hash
+from schemas.client_properties import NOT_SECURED, ClientProperties
 from schemas.uris import KafkaUri, parse_uri
 from schemas.version import TOOL_VERSION
 from transforms.logs.planner import Rules
@@ -37,6 +38,7 @@ class Job:
       excerpt_tokens: tokens of text shown on each side of a peak; 0: no text leaves.
       slice_records: most records in a slice.
       idle_ms: how long a partition may be silent before it no longer holds the others back.
+      kafka_properties: how the brokers of all its topics are secured.
       beam_arguments: handed to Beam as they are.
     """
 
@@ -56,6 +58,7 @@ class Job:
     excerpt_tokens: int = 0
     slice_records: int = 2000
     idle_ms: int = 30_000
+    kafka_properties: ClientProperties = NOT_SECURED
     beam_arguments: tuple[str, ...] = ()
 
     @property

@@ -79,6 +79,7 @@ def _parser() -> tuple[_Parser, dict[str, _Parser]]:
         _model_options(made[name])
         _input_options(made[name])
     _state_option(made["status"])
+    _kafka_option(made["status"])
     made["calibrate"].add_argument("--out", type=Path, metavar="RANGES", help="folder to write")
     for name in ("audit", "watch"):
         _judging_options(made[name])
@@ -119,6 +120,7 @@ def _input_options(parser: _Parser) -> None:
     parser.add_argument(
         "--input", nargs="+", metavar="URI", help="kafka://host:port/topic, or a .jsonl path"
     )
+    _kafka_option(parser)
     parser.add_argument("--event-time", metavar="FIELD", help="payload field that dates a record")
     parser.add_argument("--slice-records", type=_positive, default=2000, help="at most (2000)")
     parser.add_argument(
@@ -147,6 +149,12 @@ def _output_options(parser: _Parser) -> None:
         "--excerpt-tokens", type=int, default=0, help="of text around a peak in alerts (0: none)"
     )
     parser.add_argument("--metrics-port", type=_port, help="of /metrics, /healthz and /readyz")
+
+
+def _kafka_option(parser: _Parser) -> None:
+    parser.add_argument(
+        "--kafka-properties", type=Path, metavar="FILE", help="TLS and SASL of all topics' brokers"
+    )
 
 
 def _state_option(parser: _Parser) -> None:

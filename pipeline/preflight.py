@@ -11,6 +11,7 @@ from pathlib import Path
 from pipeline import runner
 from pipeline.job import Job
 from schemas.artefacts import read_json
+from schemas.client_properties import ClientProperties
 from schemas.errors import ConfigurationError
 from schemas.uris import KafkaUri, parse_uri
 from transforms.delivery.sinks import check_sink
@@ -30,12 +31,13 @@ ONE_EPOCH_MS = 10**14
 def job(known: argparse.Namespace, beam_arguments: Sequence[str], *, endless: bool) -> Job:
     """Resolve and check the options of `audit` (endless=False) or `watch` (endless=True)."""
     runner.check_beam_arguments(beam_arguments)
-    inputs = check_inputs(known, endless=endless)
+    properties = kafka_properties(known)
+    inputs = check_inputs(known, properties, endless=endless)
     check_writable(known.archive, "--archive")
     alerts = known.alerts or str(known.archive / "alerts.jsonl")
     dead_letters = known.dead_letters or str(known.archive / "dead_letters.jsonl")
     for uri in (alerts, dead_letters):
-        check_sink(uri)
+        check_sink(uri, properties)
     engine, artefact = check_model(known)
     max_tokens = check_max_tokens(known, engine)
     model = known.model_name or artefact.manifest.model_name
@@ -56,15 +58,26 @@ def job(known: argparse.Namespace, beam_arguments: Sequence[str], *, endless: bo
         excerpt_tokens=known.excerpt_tokens,
         slice_records=known.slice_records,
         idle_ms=known.idle,
+        kafka_properties=properties,
         beam_arguments=tuple(beam_arguments),
     )
 
 
-def check_inputs(known: argparse.Namespace, *, endless: bool) -> tuple[str, ...]:
+def kafka_properties(known: argparse.Namespace) -> ClientProperties:
+    """How brokers are secured; the file can be read and nothing in it is wrong or missing."""
+    path = known.kafka_properties
+    properties = ClientProperties(path and path.absolute())
+    properties.read()
+    return properties
+
+
+def check_inputs(
+    known: argparse.Namespace, properties: ClientProperties, *, endless: bool
+) -> tuple[str, ...]:
     """The inputs as URIs with an end, or without one for `watch`; each can be read."""
     inputs = tuple(_input(text, endless=endless) for text in known.input)
     for uri in inputs:
-        open_logs(uri)
+        open_logs(uri, properties)
     return inputs
 
 

@@ -53,7 +53,7 @@ class Slices:
         self._job = job
         self._state = state
         self._now_ms = now_ms
-        self._logs = Logs(job.inputs)
+        self._logs = Logs(job.inputs, job.kafka_properties)
         self._discovered: tuple[PartitionProgress, ...] = ()
         self._paced = paced
         self._target = min(FIRST_SLICE_RECORDS, job.slice_records) if paced else job.slice_records

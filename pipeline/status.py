@@ -8,6 +8,7 @@ from typing import Any
 
 from pipeline.state import newest_commit, pending_plan, ranges_path
 from schemas.artefacts import read_json
+from schemas.client_properties import NOT_SECURED, ClientProperties
 from schemas.commit import Commit
 from schemas.errors import ConfigurationError
 from schemas.plan import PartitionProgress
@@ -25,10 +26,11 @@ class Status:
     job: Mapping[str, Any]
     commit: Commit
     now: float
+    properties: ClientProperties
 
     @staticmethod
-    def of(root: Path) -> "Status":
-        """Read it.
+    def of(root: Path, properties: ClientProperties = NOT_SECURED) -> "Status":
+        """Read it; `properties` say how the brokers are secured that know the lag.
 
         Raises:
           ConfigurationError: there is no job's state, or it is of a version that cannot be read.
@@ -38,7 +40,7 @@ class Status:
             raise ConfigurationError(
                 f"{root} holds no commit of a deltawatch; give the --state of `watch` or `audit`"
             )
-        return Status(root, read_json(root / "job.json"), commit, time.time())
+        return Status(root, read_json(root / "job.json"), commit, time.time(), properties)
 
     def lines(self) -> Iterator[str]:
         """For a person, the most important first."""
@@ -48,7 +50,7 @@ class Status:
         yield f"records: {self.commit.total_ledger}"
         yield from self._reasons()
         yield self._flagged()
-        yield from map(_lag, self.commit.progress)
+        yield from map(self._lag, self.commit.progress)
         yield f"alerts: {self.job['alerts']}  dead letters: {self.job['dead_letters']}"
         yield f"archive: {self.job['archive']}"
 
@@ -83,12 +85,12 @@ class Status:
         judged = total.scored - total.uncalibrated
         return f"flagged: {total.flagged} of {judged} judged ({total.flagged_share:.2%})"
 
+    def _lag(self, progress: PartitionProgress) -> str:
+        logs = Logs([progress.uri], self.properties)
+        place = f"{progress.uri} partition {progress.id.partition}"
+        lag = logs.remaining([progress])[progress.id]
+        return f"{place}: next offset {progress.offset}, lag {lag:,}"
+
     @property
     def _policy(self) -> Any:
         return make_policy(self.job["policy"], PolicySettings(**self.job["settings"]))
-
-
-def _lag(progress: PartitionProgress) -> str:
-    place = f"{progress.uri} partition {progress.id.partition}"
-    lag = Logs([progress.uri]).remaining([progress])[progress.id]
-    return f"{place}: next offset {progress.offset}, lag {lag:,}"

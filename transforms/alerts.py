@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import apache_beam as beam
 
 from schemas import ocsf
+from schemas.client_properties import NOT_SECURED, ClientProperties
 from schemas.records import VerdictPack
 from transforms.deliver import Deliver, OutMessage
 from transforms.model.directions import Directions
@@ -21,18 +22,20 @@ class SendAlerts(beam.PTransform):
       directions: names of the directions.
       clock_ms: the plan's clock, for logs without times.
       excerpts: makes the text shown with a peak; None: no text leaves.
+      properties: how Kafka brokers are secured.
     """
 
     uri: str
     directions: Directions
     clock_ms: int
     excerpts: Excerpts | None
+    properties: ClientProperties = NOT_SECURED
 
     def expand(self, verdicts: beam.PCollection[VerdictPack]) -> beam.PCollection[OutMessage]:
         return (
             verdicts
             | "Describe" >> beam.ParDo(_Describe(self.directions, self.clock_ms, self.excerpts))
-            | "Send" >> Deliver(self.uri, "alerts")
+            | "Send" >> Deliver(self.uri, "alerts", self.properties)
         )
 
 

@@ -6,6 +6,7 @@ import apache_beam as beam
 from apache_beam.metrics import Metrics
 
 from schemas import dead_letters
+from schemas.client_properties import NOT_SECURED, ClientProperties
 from schemas.ids import dead_letter_id
 from schemas.records import DeadLetter
 from transforms.deliver import Deliver, OutMessage
@@ -17,13 +18,17 @@ class SendDeadLetters(beam.PTransform):
 
     Attributes:
       uri: where they go.
+      properties: how Kafka brokers are secured.
     """
 
     uri: str
+    properties: ClientProperties = NOT_SECURED
 
     def expand(self, dead: beam.PCollection[DeadLetter]) -> beam.PCollection[OutMessage]:
         return (
-            dead | "Describe" >> beam.Map(_describe) | "Send" >> Deliver(self.uri, "dead_lettered")
+            dead
+            | "Describe" >> beam.Map(_describe)
+            | "Send" >> Deliver(self.uri, "dead_lettered", self.properties)
         )
 
 

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import apache_beam as beam
 from apache_beam.metrics import Metrics
 
+from schemas.client_properties import NOT_SECURED, ClientProperties
 from transforms.delivery.sinks import open_sink
 
 
@@ -24,22 +25,25 @@ class Deliver(beam.PTransform):
     Attributes:
       uri: a Kafka topic or a `.jsonl` file.
       counter: name of the Beam counter of acknowledged messages.
+      properties: how Kafka brokers are secured.
     """
 
     uri: str
     counter: str
+    properties: ClientProperties = NOT_SECURED
 
     def expand(self, messages: beam.PCollection[OutMessage]) -> beam.PCollection[OutMessage]:
-        return messages | beam.ParDo(_Send(self.uri, self.counter))
+        return messages | beam.ParDo(_Send(self.uri, self.counter, self.properties))
 
 
 class _Send(beam.DoFn):
-    def __init__(self, uri: str, counter: str) -> None:
+    def __init__(self, uri: str, counter: str, properties: ClientProperties) -> None:
         self._uri = uri
+        self._properties = properties
         self._acknowledged = Metrics.counter("deltawatch", counter)
 
     def start_bundle(self) -> None:
-        self._sink = open_sink(self._uri)
+        self._sink = open_sink(self._uri, self._properties)
 
     def process(self, message: OutMessage) -> Iterator[OutMessage]:
         self._sink.send(message.key.encode(), message.value)

@@ -10,6 +10,7 @@ from apache_beam.metrics import Metrics
 from apache_beam.transforms.core import RestrictionProvider
 from apache_beam.transforms.window import TimestampedValue
 
+from schemas.client_properties import NOT_SECURED, ClientProperties
 from schemas.plan import PartitionSlice, Plan
 from schemas.records import Header, LogRecord, Position
 from transforms.logs.entries import Entry
@@ -28,15 +29,17 @@ class ReadLog(beam.PTransform):
       plan: which offsets.
       event_time: what dates a record.
       epoch_ms: length of an epoch.
+      properties: how Kafka brokers are secured.
     """
 
     plan: Plan
     event_time: EventTime
     epoch_ms: int
+    properties: ClientProperties = NOT_SECURED
 
     def expand(self, pipeline: beam.Pipeline) -> beam.PCollection[LogRecord]:
         parts = self.plan.partitions
-        reader = _ReadPartition(self.event_time, self.epoch_ms, self.plan.clock_ms)
+        reader = _ReadPartition(self.event_time, self.epoch_ms, self.plan.clock_ms, self.properties)
         return (
             pipeline
             | beam.Impulse()  # Create would reshuffle
@@ -65,10 +68,13 @@ class _Offsets(RestrictionProvider):
 
 
 class _ReadPartition(beam.DoFn):
-    def __init__(self, event_time: EventTime, epoch_ms: int, plan_ms: int) -> None:
+    def __init__(
+        self, event_time: EventTime, epoch_ms: int, plan_ms: int, properties: ClientProperties
+    ) -> None:
         self._event_time = event_time
         self._epoch_ms = epoch_ms
         self._plan_ms = plan_ms
+        self._properties = properties
         self._seen = Metrics.counter("deltawatch", "seen")
 
     def process(
@@ -76,7 +82,7 @@ class _ReadPartition(beam.DoFn):
         part: PartitionSlice,
         tracker: Any = beam.DoFn.RestrictionParam(_Offsets()),  # noqa: B008 - Beam's way
     ) -> Iterator[Any]:  # Beam would take TimestampedValue for the element's type
-        (log,) = open_logs(part.uri)
+        (log,) = open_logs(part.uri, self._properties)
         clock = clock_for(
             self._event_time, log.timestamped, self._epoch_ms, part.running_max, self._plan_ms
         )

@@ -18,7 +18,7 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -128,11 +128,19 @@ class Broker:
     terminal's Ctrl-C. Linux only.
     """
 
-    def __init__(self, home: Path, jars: Path) -> None:
-        """Take the folder for everything the broker writes and the folder that caches its jars."""
+    def __init__(
+        self, home: Path, jars: Path, settings: str = "", users: Sequence[str] = ()
+    ) -> None:
+        """Take the folder for everything the broker writes and the folder that caches its jars.
+
+        `settings` are lines that add to the broker's own or overrule them, with {port} and
+        {controller_port} filled in; `users` are SCRAM credentials, as kafka-storage takes them.
+        """
         self.home = home.resolve()
         self.log_file = self.home / "broker.log"
         self._jars = jars.resolve()
+        self._lines = _PROPERTIES + settings
+        self._users = users
         self._settings = self.home / "server.properties"
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -219,11 +227,12 @@ class Broker:
         if (self.home / "data" / "meta.properties").exists():
             return
         shutil.rmtree(self.home / "data", ignore_errors=True)
-        port, controller_port = _free_ports(2)
-        settings = _PROPERTIES.format(port=port, controller_port=controller_port)
+        port, controller_port = free_ports(2)
+        settings = self._lines.format(port=port, controller_port=controller_port)
         self._settings.write_text(settings.lstrip())
         arguments = ["format", "--standalone", f"--cluster-id={_cluster_id()}", "-c"]
-        command = self._java("kafka.tools.StorageTool", *arguments, str(self._settings))
+        arguments += [str(self._settings), *(f"--add-scram={user}" for user in self._users)]
+        command = self._java("kafka.tools.StorageTool", *arguments)
         done = subprocess.run(command, cwd=self.home, capture_output=True, check=False)
         if done.returncode:
             raise RunFailedError(f"cannot format the broker's storage: {_reason(done.stderr)}")
@@ -267,7 +276,7 @@ class Broker:
             _log.warning("the Kafka broker does not stop, killing it")
 
 
-def _free_ports(count: int) -> list[int]:
+def free_ports(count: int) -> list[int]:
     """Ports free at this moment; all are held until all are known, so they differ."""
     with ExitStack() as open_sockets:
         sockets = [open_sockets.enter_context(socket.socket()) for _ in range(count)]

@@ -3,7 +3,7 @@
 import re
 import signal
 
-from pipeline.demo.broker import Broker, _free_ports
+from pipeline.demo.broker import Broker, free_ports
 
 _ADVERTISED = re.compile(r"(?m)^(advertised\.listeners=.*:)(\d+)$")
 
@@ -33,4 +33,4 @@ def own_port(broker: Broker) -> int:
 
 def free_port() -> int:
     """A port for a proxy."""
-    return _free_ports(1)[0]
+    return free_ports(1)[0]

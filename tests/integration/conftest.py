@@ -1,9 +1,11 @@
 """What tests of whole jobs share."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from secure_broker import SecureBroker, secure_broker
 
 from pipeline.cli import main
 from pipeline.demo import assets
@@ -21,3 +23,10 @@ def directions(base_model: Path, adapter: Path, tmp_path_factory: pytest.TempPat
     out = tmp_path_factory.mktemp("directions") / "badnet"
     assert main(["directions", f"--base={base_model}", f"--tuned={adapter}", f"--out={out}"]) == 0
     return out
+
+
+@pytest.fixture(scope="session")
+def secured(broker_jars: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[SecureBroker]:
+    """Yield a running broker that wants to know its users: use topics of your own."""
+    with secure_broker(tmp_path_factory.mktemp("secured"), broker_jars) as running:
+        yield running

@@ -15,24 +15,27 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Protocol
 
-from kafka import KafkaAdminClient, KafkaProducer
+from kafka import KafkaProducer
 from kafka.errors import KafkaError
 from kafka.producer.future import FutureRecordMetadata
 
+from schemas.client_properties import NOT_SECURED, ClientProperties, Settings
 from schemas.errors import ConfigurationError, TransientError
 from schemas.uris import KafkaUri, parse_uri
+from transforms.kafka.clients import Brokers, UnreachableError, connect
+from transforms.kafka.reasons import in_words
+from transforms.kafka.topics import check_topic
 
 Headers = Sequence[tuple[str, bytes]]
 
 _SUFFIX = ".jsonl"
 _LINGER_MS = 20
 _DELIVERY_S = 120.0
-_PREFLIGHT_MS = 4000  # twice (connecting, asking) stays below 10 s
 
 _logger = logging.getLogger(__name__)
 _files_lock = threading.Lock()
 _producers_lock = threading.Lock()
-_producers: dict[tuple[str, ...], KafkaProducer] = {}
+_producers: dict[Brokers, tuple[Settings, KafkaProducer]] = {}
 
 
 class DeliveryError(TransientError):
@@ -53,7 +56,7 @@ class Sink(Protocol):
         """
 
 
-def open_sink(uri: str) -> Sink:
+def open_sink(uri: str, properties: ClientProperties = NOT_SECURED) -> Sink:
     """The sink a URI names: `kafka://host:port,host:port/topic` or a path ending in `.jsonl`.
 
     Raises:
@@ -61,21 +64,20 @@ def open_sink(uri: str) -> Sink:
     """
     parsed = _parse(uri)
     if isinstance(parsed, KafkaUri):
-        return _KafkaSink(parsed)
+        return _KafkaSink(parsed, properties)
     return _JsonlSink(parsed)
 
 
-def check_sink(uri: str) -> None:
+def check_sink(uri: str, properties: ClientProperties = NOT_SECURED) -> None:
     """Find out before a run whether a sink can be written to; takes at most 10 s.
 
-    Topics are never created: a topic made by accident hides a misspelt name.
-
     Raises:
-      ConfigurationError: malformed URI, no broker answers, no such topic, unwritable path.
+      ConfigurationError: malformed URI, no broker, no topic that this user can write to,
+        unwritable path.
     """
     parsed = _parse(uri)
     if isinstance(parsed, KafkaUri):
-        _check_topic(parsed)
+        check_topic(parsed, properties, "WRITE")
     else:
         _check_file(parsed)
 
@@ -94,33 +96,6 @@ def _parse(uri: str) -> KafkaUri | Path:
     return Path(parsed.path)
 
 
-def _check_topic(uri: KafkaUri) -> None:
-    servers = ",".join(uri.bootstrap)
-    try:
-        topics = _topics(uri)
-    except KafkaError as error:
-        raise ConfigurationError(
-            f"no Kafka broker answers at {servers} ({type(error).__name__}); "
-            f"start it or correct the address"
-        ) from error
-    if uri.topic not in topics:
-        raise ConfigurationError(
-            f"topic {uri.topic!r} does not exist at {servers}; create it or correct the name"
-        )
-
-
-def _topics(uri: KafkaUri) -> list[str]:
-    client = KafkaAdminClient(
-        bootstrap_servers=list(uri.bootstrap),
-        bootstrap_timeout_ms=_PREFLIGHT_MS,
-        request_timeout_ms=_PREFLIGHT_MS,
-    )
-    try:
-        return list(client.list_topics())
-    finally:
-        client.close()
-
-
 def _check_file(path: Path) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -134,16 +109,19 @@ def _check_file(path: Path) -> None:
 
 
 class _KafkaSink:
-    def __init__(self, uri: KafkaUri) -> None:
+    def __init__(self, uri: KafkaUri, properties: ClientProperties) -> None:
         self._uri = uri
+        self._brokers = Brokers(uri.bootstrap, properties)
         self._producer: KafkaProducer | None = None
         self._sent: list[FutureRecordMetadata] = []
 
     def send(self, key: bytes, value: bytes, headers: Headers = ()) -> None:
         try:
             if self._producer is None:
-                self._producer = _lease(self._uri.bootstrap)
+                self._producer = _lease(self._brokers)
             future = self._producer.send(self._uri.topic, value, key, list(headers))
+        except (ConfigurationError, UnreachableError) as error:
+            raise DeliveryError(str(error)) from error
         except KafkaError as error:
             raise self._failed(error) from error
         self._sent.append(future)
@@ -164,34 +142,46 @@ class _KafkaSink:
     def _failed(self, error: KafkaError) -> DeliveryError:
         # An idempotent producer that lost a record may refuse all later ones: begin anew.
         if self._producer is not None:
-            _discard(self._uri.bootstrap, self._producer)
+            _discard(self._brokers, self._producer)
         self._reset()
-        return DeliveryError(f"{self._uri} did not acknowledge: {error}")
+        return DeliveryError(f"{self._uri} did not acknowledge: {in_words(error)}")
 
     def _reset(self) -> None:
         # Leased anew each time: another sink may have had to discard the shared producer.
         self._producer, self._sent = None, []
 
 
-def _lease(bootstrap: tuple[str, ...]) -> KafkaProducer:
-    """The process's one producer for these servers: DoFns come and go, connections need not."""
+def _lease(brokers: Brokers) -> KafkaProducer:
+    """The process's one producer for these brokers: DoFns come and go, connections need not.
+
+    Once the settings have changed there is a new one; the former closes when no sink holds it.
+    """
+    settings = brokers.properties.read()
     with _producers_lock:
-        if bootstrap not in _producers:
-            _producers[bootstrap] = KafkaProducer(
-                bootstrap_servers=list(bootstrap),
-                acks="all",
-                enable_idempotence=True,
-                linger_ms=_LINGER_MS,
-                delivery_timeout_ms=int(_DELIVERY_S * 1000),
-                allow_auto_create_topics=False,
-            )
-        return _producers[bootstrap]
+        made_with, producer = _producers.get(brokers, (None, None))
+        if producer is None or made_with != settings:
+            producer = _new_producer(brokers, settings)
+            _producers[brokers] = (settings, producer)
+        return producer
 
 
-def _discard(bootstrap: tuple[str, ...], producer: KafkaProducer) -> None:
+def _new_producer(brokers: Brokers, settings: Settings) -> KafkaProducer:
+    return connect(
+        KafkaProducer,
+        brokers,
+        settings,
+        acks="all",
+        enable_idempotence=True,
+        linger_ms=_LINGER_MS,
+        delivery_timeout_ms=int(_DELIVERY_S * 1000),
+        allow_auto_create_topics=False,
+    )
+
+
+def _discard(brokers: Brokers, producer: KafkaProducer) -> None:
     with _producers_lock:
-        if _producers.get(bootstrap) is producer:
-            del _producers[bootstrap]
+        if _producers.get(brokers, (None, None))[1] is producer:
+            del _producers[brokers]
     with suppress(KafkaError):  # what it still holds has failed already
         producer.close(timeout=0)
 

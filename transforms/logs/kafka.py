@@ -7,14 +7,18 @@ of the process lends them out.
 import time
 from collections import defaultdict
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from threading import RLock
 
-from kafka import KafkaAdminClient, KafkaConsumer, TopicPartition
+from kafka import KafkaConsumer, TopicPartition
 from kafka.errors import KafkaError
 
+from schemas.client_properties import ClientProperties, Settings
 from schemas.errors import ConfigurationError
 from schemas.uris import KafkaUri
+from transforms.kafka.clients import Brokers, UnreachableError, connect
+from transforms.kafka.reasons import in_words
+from transforms.kafka.topics import check_topic
 from transforms.logs.entries import Entry, LogError
 
 POLL_MS = 100
@@ -30,10 +34,7 @@ FETCH_WAIT_MS = 10
 CLOSE_MS = 1000
 """For closing a consumer that failed."""
 
-PREFLIGHT_MS = 4000
-"""For connecting, and again for asking: below 10 s together."""
-
-_idle: dict[tuple[str, ...], list[KafkaConsumer]] = defaultdict(list)
+_idle: dict[Brokers, list[tuple[Settings, KafkaConsumer]]] = defaultdict(list)
 _lock = RLock()  # a reader may be collected, and give back, while its thread holds it
 
 
@@ -42,24 +43,25 @@ class KafkaLog:
 
     timestamped = True
 
-    def __init__(self, uri: KafkaUri, text: str) -> None:
+    def __init__(self, uri: KafkaUri, text: str, properties: ClientProperties) -> None:
         """Look the topic up.
 
         Raises:
-          ConfigurationError: no broker answers, or there is no such topic.
+          ConfigurationError: no broker lets this user in, or the user cannot read the topic.
         """
         self.uri = text
         self.bounded = uri.end is not None
         self._uri = uri
+        self._brokers = Brokers(uri.bootstrap, properties)
         self._ends: dict[int, int] = {}
-        self.source = f"kafka://{_cluster_id(uri)}/{uri.topic}"
+        self.source = f"kafka://{check_topic(uri, properties, 'READ')}/{uri.topic}"
 
     def partitions(self) -> list[int]:
         """The topic's partitions, those added since included."""
-        with _leased(self._uri.bootstrap) as consumer:
+        with _leased(self._brokers) as consumer:
             found = consumer.partitions_for_topic(self._uri.topic)
         if not found:
-            raise LogError(f"topic {self._uri.topic} is gone from {self._uri}")
+            raise LogError(f"{self._uri} is gone, or this user may no longer see it")
         return sorted(found)
 
     def start(self, partition: int) -> int:
@@ -72,7 +74,7 @@ class KafkaLog:
     def earliest(self, partition: int) -> int:
         """The first offset the broker keeps."""
         where = self._at(partition)
-        with _leased(self._uri.bootstrap) as consumer:
+        with _leased(self._brokers) as consumer:
             return int(consumer.beginning_offsets([where])[where])
 
     def end(self, partition: int) -> int:
@@ -89,7 +91,7 @@ class KafkaLog:
     def read(self, partition: int, start: int, end: int) -> Iterator[Entry]:
         """Records at [start, end); control records and compacted ones leave gaps."""
         where = self._at(partition)
-        with _leased(self._uri.bootstrap) as consumer:
+        with _leased(self._brokers) as consumer:
             consumer.assign([where])
             consumer.seek(where, start)
             for record in _records(consumer, where, end):
@@ -98,7 +100,7 @@ class KafkaLog:
 
     def _latest(self, partition: int) -> int:
         where = self._at(partition)
-        with _leased(self._uri.bootstrap) as consumer:
+        with _leased(self._brokers) as consumer:
             return int(consumer.end_offsets([where])[where])
 
     def _at(self, partition: int) -> TopicPartition:
@@ -120,65 +122,53 @@ def _records(consumer: KafkaConsumer, where: TopicPartition, end: int) -> Iterat
 
 
 @contextmanager
-def _leased(bootstrap: tuple[str, ...]) -> Iterator[KafkaConsumer]:
+def _leased(brokers: Brokers) -> Iterator[KafkaConsumer]:
+    settings: Settings = {}
     consumer, sound = None, False
     try:
-        consumer = _taken(bootstrap) or _new_consumer(bootstrap)
+        settings = brokers.properties.read()
+        consumer = _taken(brokers, settings) or _new_consumer(brokers, settings)
         yield consumer
         sound = True
     except GeneratorExit:
         sound = True  # the reader stopped early; what was fetched ahead is dropped by its seek
         raise
     except KafkaError as error:
-        raise LogError(f"{','.join(bootstrap)}: {error}") from error
+        raise LogError(f"{brokers}: {in_words(error)}") from error
+    except (ConfigurationError, UnreachableError) as error:
+        raise LogError(str(error)) from error
     finally:
-        if consumer is not None:
-            _give_back(bootstrap, consumer) if sound else consumer.close(timeout_ms=CLOSE_MS)
+        if consumer is not None and sound:
+            _give_back(brokers, settings, consumer)
+        elif consumer is not None:
+            consumer.close(timeout_ms=CLOSE_MS)
 
 
-def _taken(bootstrap: tuple[str, ...]) -> KafkaConsumer | None:
+def _taken(brokers: Brokers, settings: Settings) -> KafkaConsumer | None:
+    """An idle consumer; those made before the settings changed are closed."""
     with _lock:
-        return _idle[bootstrap].pop() if _idle[bootstrap] else None
+        while _idle[brokers]:
+            made_with, consumer = _idle[brokers].pop()
+            if made_with == settings:
+                return consumer
+            consumer.close(timeout_ms=CLOSE_MS)
+    return None
 
 
-def _give_back(bootstrap: tuple[str, ...], consumer: KafkaConsumer) -> None:
+def _give_back(brokers: Brokers, settings: Settings, consumer: KafkaConsumer) -> None:
     with _lock:
-        _idle[bootstrap].append(consumer)
+        _idle[brokers].append((settings, consumer))
 
 
-def _new_consumer(bootstrap: tuple[str, ...]) -> KafkaConsumer:
-    return KafkaConsumer(
-        bootstrap_servers=list(bootstrap),
+def _new_consumer(brokers: Brokers, settings: Settings) -> KafkaConsumer:
+    return connect(
+        KafkaConsumer,
+        brokers,
+        settings,
         enable_auto_commit=False,
         auto_offset_reset="none",  # deleted records are an error, not a reason to go elsewhere
         isolation_level="read_committed",
         allow_auto_create_topics=False,
         metadata_max_age_ms=METADATA_MS,
         fetch_max_wait_ms=FETCH_WAIT_MS,
-    )
-
-
-def _cluster_id(uri: KafkaUri) -> str:
-    servers = ",".join(uri.bootstrap)
-    try:
-        with closing(_new_admin(uri.bootstrap)) as admin:
-            known = uri.topic in admin.list_topics()
-            cluster = admin.describe_cluster()["cluster_id"]
-    except KafkaError as error:
-        raise ConfigurationError(
-            f"no Kafka broker answers at {servers} ({type(error).__name__}); start it or correct "
-            f"the address"
-        ) from error
-    if not known:
-        raise ConfigurationError(
-            f"topic {uri.topic!r} does not exist at {servers}; create it or correct the name"
-        )
-    return str(cluster)
-
-
-def _new_admin(bootstrap: tuple[str, ...]) -> KafkaAdminClient:
-    return KafkaAdminClient(
-        bootstrap_servers=list(bootstrap),
-        bootstrap_timeout_ms=PREFLIGHT_MS,
-        request_timeout_ms=PREFLIGHT_MS,
     )

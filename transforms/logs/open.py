@@ -5,6 +5,7 @@ from functools import lru_cache
 from glob import glob
 from pathlib import Path
 
+from schemas.client_properties import NOT_SECURED, ClientProperties
 from schemas.errors import ConfigurationError
 from schemas.plan import PartitionId, PartitionProgress
 from schemas.uris import KafkaUri, parse_uri
@@ -14,15 +15,15 @@ from transforms.logs.kafka import KafkaLog
 
 
 @lru_cache(maxsize=256)
-def open_logs(text: str) -> tuple[Log, ...]:
+def open_logs(text: str, properties: ClientProperties = NOT_SECURED) -> tuple[Log, ...]:
     """The logs a URI names: a topic, a file, or the files of a glob in the order of their names.
 
     Raises:
-      ConfigurationError: malformed, no file, no broker or no such topic.
+      ConfigurationError: malformed, no file, no broker, or no topic that this user can read.
     """
     uri = parse_uri(text)
     if isinstance(uri, KafkaUri):
-        return (KafkaLog(uri, text),)
+        return (KafkaLog(uri, text, properties),)
     paths = [Path(text)] if Path(text).is_file() else sorted(map(Path, glob(text, recursive=True)))
     readable: tuple[Log, ...] = tuple(FileLog(path) for path in paths if path.is_file())
     if not readable:
@@ -33,9 +34,10 @@ def open_logs(text: str) -> tuple[Log, ...]:
 class Logs:
     """All partitions of a job's inputs."""
 
-    def __init__(self, inputs: Iterable[str]) -> None:
+    def __init__(self, inputs: Iterable[str], properties: ClientProperties = NOT_SECURED) -> None:
         """Open them; raises ConfigurationError like `open_logs`."""
-        self._by_source = {log.source: log for text in inputs for log in open_logs(text)}
+        logs = (log for text in inputs for log in open_logs(text, properties))
+        self._by_source = {log.source: log for log in logs}
 
     def log(self, partition: PartitionId) -> Log:
         """The log a partition belongs to."""

@@ -1,0 +1,1 @@
+"""Beam-free: how Kafka brokers are reached."""
