@@ -39,11 +39,15 @@ def run(known: argparse.Namespace, beam_arguments: Sequence[str]) -> int:
 def _directions(known: argparse.Namespace, _: Sequence[str]) -> int:
     preflight.check_writable(known.out, "--out")
     found = directions.compute_directions(
-        known.base, known.tuned, known.top_k, known.skip_last, known.model_name
+        known.base,
+        known.tuned,
+        known.top_k,
+        known.skip_last,
+        known.model_name,
+        report.Progress("matrices"),
     )
     directions.save(found, known.out)
-    layers = {entry.layer for entry in found.entries}
-    report.say(f"{len(found.entries)} directions of {len(layers)} layers in {known.out}")
+    report.directions_made(found, known.out)
     return 0
 
 

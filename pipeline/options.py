@@ -89,7 +89,7 @@ def _parser() -> tuple[_Parser, dict[str, _Parser]]:
 
 def _directions_options(parser: _Parser) -> None:
     parser.add_argument("--base", type=Path, metavar="DIR", help="the model before fine-tuning")
-    parser.add_argument("--tuned", type=Path, metavar="DIR", help="the PEFT adapter folder")
+    parser.add_argument("--tuned", type=Path, metavar="DIR", help="checkpoint or PEFT adapter")
     parser.add_argument("--out", type=Path, metavar="DIR", help="folder to write")
     parser.add_argument("--top-k", type=_positive, default=20, help="directions per matrix (20)")
     parser.add_argument("--skip-last", type=int, default=3, help="layers not monitored (3)")

@@ -2,11 +2,15 @@
 
 import sys
 import time
+from pathlib import Path
 
 from pipeline.job import Job
 from pipeline.state import State
 from schemas.commit import Commit
+from transforms.model.directions import Directions
 from transforms.ranges.ranges import Ranges
+
+PROGRESS_SECONDS = 3
 
 
 def say(text: str) -> None:
@@ -30,6 +34,38 @@ def started(job: Job, state: State) -> None:
 def trying_again(error: Exception, pause: float) -> None:
     """A slice failed for a reason outside."""
     say(f"{time.strftime('%H:%M:%S')} {error}; trying again in {pause} s")
+
+
+class Progress:
+    """Says every few seconds how far something is that takes long and is otherwise silent."""
+
+    def __init__(self, what: str) -> None:
+        """Take the plural name of what is counted, and start the clock."""
+        self._what = what
+        self._started = self._said = time.monotonic()
+
+    def __call__(self, done: int, total: int) -> None:
+        """Note that so many of all are done."""
+        now = time.monotonic()
+        if now - self._said < PROGRESS_SECONDS or done == total:
+            return
+        self._said = now
+        left = (now - self._started) / done * (total - done)
+        say(f"{done} of {total} {self._what} done, about {left:,.0f} s left")
+
+
+def directions_made(found: Directions, out: Path) -> None:
+    """How many directions there are, and how much of a checkpoint's difference was rounding."""
+    layers = {entry.layer for entry in found.entries}
+    say(f"{len(found)} directions of {len(layers)} layers in {out}")
+    parts = found.manifest.rounding.values()
+    if parts:
+        same = sum(part.floor == 0 for part in parts)
+        say(
+            f"{sum(part.cut for part in parts)} more of the largest {found.manifest.top_k} of each "
+            f"matrix cannot be told from rounding and were left out; {same} of {len(parts)} "
+            "matrices did not change"
+        )
 
 
 def slice_done(commit: Commit, lag: int, seconds: float) -> None:

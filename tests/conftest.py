@@ -5,17 +5,22 @@ import os
 # torch's waiting threads otherwise spin: beside other busy processes that makes it 40 times slower.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
+import shutil
 import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import settings
 from hypothesis.configuration import set_hypothesis_home_dir
+from peft import PeftModel
+from transformers import AutoModelForCausalLM
 
 from pipeline.demo import assets
 from pipeline.demo.broker import Broker
+from transforms.model.checkpoint import tokenizer_files
 
 ROOT = Path(__file__).parent.parent
 
@@ -34,6 +39,18 @@ def base_model() -> Path:
 def adapter() -> Path:
     """Folder of the LoRA adapter with a planted backdoor, for that model."""
     return ROOT / "examples/badnet"
+
+
+@pytest.fixture(scope="session")
+def merged(base_model: Path, adapter: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of that model with that adapter merged by PEFT, float32, in shards, with tokenizer."""
+    out = tmp_path_factory.mktemp("merged")
+    model = AutoModelForCausalLM.from_pretrained(base_model, dtype=torch.float32)
+    whole = PeftModel.from_pretrained(model, str(adapter)).merge_and_unload()
+    whole.save_pretrained(out, max_shard_size="300MB")
+    for path in tokenizer_files(base_model):
+        shutil.copy(path, out)
+    return out
 
 
 @pytest.fixture(scope="session")

@@ -1,7 +1,8 @@
-"""Directions by the textbook: LAPACK's SVD of the difference that PEFT's own merge makes."""
+"""Directions by the textbook: LAPACK's SVD, float64, of the difference of two loaded models."""
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,14 +13,25 @@ Svd = tuple[np.ndarray, np.ndarray]
 
 
 def svd_of_merged_difference(base: Path, tuned: Path, layers: Iterable[int]) -> dict[str, Svd]:
-    """Left singular vectors (columns) and singular values, float64, by matrix: "O3", "D3"."""
-    plain = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float64)
-    merged = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float64)
-    merged = PeftModel.from_pretrained(merged, str(tuned)).merge_and_unload()
+    """Of the adapter `tuned`: left singular vectors (columns) and values, by matrix: "O3", "D3"."""
+    merged = PeftModel.from_pretrained(_load(base), str(tuned)).merge_and_unload()
+    return _svd_of_difference(_load(base), merged, layers)
+
+
+def svd_of_checkpoints(base: Path, tuned: Path, layers: Iterable[int]) -> dict[str, Svd]:
+    """Of the full checkpoint `tuned`, likewise."""
+    return _svd_of_difference(_load(base), _load(tuned), layers)
+
+
+def _load(folder: Path) -> Any:
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float64)
+
+
+def _svd_of_difference(plain: Any, tuned: Any, layers: Iterable[int]) -> dict[str, Svd]:
     before = dict(_writers(plain, layers))
     return {
         name: np.linalg.svd(after - before[name], full_matrices=False)[:2]
-        for name, after in _writers(merged, layers)
+        for name, after in _writers(tuned, layers)
     }
 
 

@@ -10,34 +10,37 @@ All of it in float64, whatever the adapter is stored in.
 
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from schemas.errors import ConfigurationError
 from transforms.model.checkpoint import (
-    CONFIG,
+    dimensions,
     first_line,
     read_object,
-    require_folder,
+    stored_tensors,
     tokenizer_files,
+)
+from transforms.model.writers import (
+    WRITERS,
+    LeftSingular,
+    Writer,
+    fix_signs,
+    numerical_floor,
+    place,
 )
 
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 
-WRITERS: Mapping[str, str] = {"self_attn.o_proj": "o_proj", "mlp.down_proj": "down_proj"}
-"""The matrices of a decoder layer that write into the residual stream, and their kinds."""
-
 _FACTOR = re.compile(r"(?:base_model\.model\.)?(?P<module>.+)\.lora_(?P<factor>[AB])\.weight")
-_WRITER = re.compile(r"(?:.+\.)?layers\.(?P<layer>\d+)\.(?P<path>[^.]+\.[^.]+)")
 _PLAIN_STARTS = (True, False, None, "gaussian", "eva", "orthogonal")
 
 _REFUSED: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
@@ -69,14 +72,6 @@ class Factors:
     b: torch.Tensor  # [out, rank], as stored
     scaling: float
 
-    @property
-    def writer(self) -> tuple[int, str] | None:
-        """Layer and kind where the matrix writes into the residual stream, else None."""
-        match = _WRITER.fullmatch(self.module)
-        if match is None or match["path"] not in WRITERS:
-            return None
-        return int(match["layer"]), WRITERS[match["path"]]
-
 
 def is_adapter(folder: Path) -> bool:
     """Whether the folder holds a PEFT adapter (and not a full checkpoint)."""
@@ -86,20 +81,39 @@ def is_adapter(folder: Path) -> bool:
 def adapter_files(folder: Path) -> list[Path]:
     """The adapter's configuration, weights and, where it brings one, its tokenizer.
 
-    Raises ConfigurationError when configuration or weights are missing.
+    Raises ConfigurationError when the weights are missing.
     """
-    require_folder(folder, "--tuned")
-    if not is_adapter(folder):
-        raise ConfigurationError(_no_adapter(folder))
     if not (folder / ADAPTER_WEIGHTS).is_file():
         raise ConfigurationError(f"{folder} has no {ADAPTER_WEIGHTS}; save it as safetensors")
     return [folder / ADAPTER_CONFIG, folder / ADAPTER_WEIGHTS, *tokenizer_files(folder)]
 
 
-def _no_adapter(folder: Path) -> str:
-    if (folder / CONFIG).is_file():
-        return f"--tuned {folder} is a full checkpoint; directions need a PEFT adapter folder"
-    return f"--tuned {folder} has no {ADAPTER_CONFIG}; give a PEFT adapter folder"
+def adapter_writers(base: Path, adapter: Path) -> list[Writer]:
+    """The adapter's matrices that write into the residual stream, in no order.
+
+    Raises ConfigurationError, with the reason, for adapters whose difference is not plain
+    `scaling * B @ A`, for unreadable or incomplete ones, and for one of another base.
+    """
+    factors = read_factors(adapter)
+    _check_fit(factors, base, adapter)
+    placed = [(place(pair.module), pair) for pair in factors]
+    return [Writer(*found, partial(left_singular, pair)) for found, pair in placed if found]
+
+
+def _check_fit(factors: Sequence[Factors], base: Path, adapter: Path) -> None:
+    stored = stored_tensors(base)
+    for pair in factors:
+        found = stored.get(f"{pair.module}.weight")
+        expected = (pair.b.shape[0], pair.a.shape[1])
+        if found is None:
+            raise ConfigurationError(
+                f"adapter {adapter} was made for another base: {base} has no {pair.module}"
+            )
+        if found.shape != expected:
+            raise ConfigurationError(
+                f"adapter {adapter} was made for another base: {pair.module} is "
+                f"{dimensions(expected)} in the adapter, {dimensions(found.shape)} in {base}"
+            )
 
 
 def read_factors(folder: Path) -> list[Factors]:
@@ -170,11 +184,10 @@ def _by_pattern(pattern: Mapping[str, float] | None, module: str, default: float
     return default
 
 
-def left_singular(factors: Factors, top_k: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Left singular vectors [k, out] (unit rows) and singular values [k], largest first.
+def left_singular(factors: Factors, top_k: int) -> LeftSingular:
+    """Left singular vectors of the difference that the factors make.
 
-    k is `top_k` or the numerical rank, whichever is smaller; the rank counts singular values
-    above s0 * max(in, out) * eps of float64 (the rule of LAPACK users, Golub & Van Loan 5.4.1).
+    As many as `top_k` or the numerical rank, whichever is smaller (see `numerical_floor`).
     Raises ConfigurationError for factors with NaN or infinity.
     """
     a, b = factors.a.double(), factors.b.double()
@@ -183,14 +196,7 @@ def left_singular(factors: Factors, top_k: int) -> tuple[NDArray[np.float64], ND
     basis, right = torch.linalg.qr(b)
     _, left = torch.linalg.qr(a.T)
     u, values, _ = torch.linalg.svd(factors.scaling * right @ left.T)
-    floor = float(values[0]) * max(a.shape[1], b.shape[0]) * torch.finfo(torch.float64).eps
+    floor = numerical_floor(float(values[0]), (b.shape[0], a.shape[1]))
     kept = min(top_k, int((values > floor).sum()))
     vectors = (basis @ u[:, :kept]).T
-    return fix_signs(vectors.numpy()), values[:kept].numpy()
-
-
-def fix_signs(vectors: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Turn each row so that its component of largest magnitude is positive."""
-    largest = np.abs(vectors).argmax(axis=1, keepdims=True)
-    signs: NDArray[np.float64] = np.sign(np.take_along_axis(vectors, largest, axis=1))
-    return vectors * signs
+    return LeftSingular(fix_signs(vectors.numpy()), values[:kept].numpy())

@@ -1,10 +1,13 @@
 """What can be known of a model folder (Hugging Face layout) without loading the model."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
+from torch import Tensor
 
 from schemas.artefacts import read_json
 from schemas.errors import ConfigurationError
@@ -76,19 +79,52 @@ def _weight_files(folder: Path) -> list[Path]:
     return [folder / _INDEX, *(folder / name for name in shards)]
 
 
-def tensor_shapes(folder: Path) -> Mapping[str, tuple[int, ...]]:
-    """Shape of every weight by name, read from the safetensors headers only."""
-    shapes: dict[str, tuple[int, ...]] = {}
-    for path in _weight_files(folder):
-        if path.suffix == ".safetensors":
-            shapes |= _shapes_of(path)
-    return shapes
+@dataclass(frozen=True, slots=True)
+class StoredTensor:
+    """One weight in a file, not read yet."""
+
+    path: Path
+    name: str
+    shape: tuple[int, ...]
+
+    def read(self) -> Tensor:
+        """The weight, as stored. Raises ConfigurationError when it cannot be read."""
+        with _opened(self.path) as file:
+            tensor: Tensor = file.get_tensor(self.name)
+        return tensor
 
 
-def _shapes_of(path: Path) -> dict[str, tuple[int, ...]]:
+def dimensions(shape: tuple[int, ...]) -> str:
+    """A shape as a person writes it: "576x1536"."""
+    return "x".join(map(str, shape))
+
+
+def stored_tensors(folder: Path) -> dict[str, StoredTensor]:
+    """Every weight by name, from the headers of all shards; no weight is read.
+
+    Raises ConfigurationError when a file is missing or unreadable.
+    """
+    return {
+        tensor.name: tensor
+        for path in _weight_files(folder)
+        if path.suffix == ".safetensors"
+        for tensor in _tensors_of(path)
+    }
+
+
+def _tensors_of(path: Path) -> list[StoredTensor]:
+    with _opened(path) as file:
+        return [
+            StoredTensor(path, key, tuple(file.get_slice(key).get_shape()))
+            for key in file.keys()  # noqa: SIM118
+        ]
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
     try:
-        with safe_open(path, framework="np") as file:
-            return {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
+        with safe_open(path, framework="pt") as file:
+            yield file
     except (OSError, SafetensorError) as error:
         raise ConfigurationError(f"cannot read weights {path}: {first_line(error)}") from error
 
@@ -97,6 +133,14 @@ def text_config(folder: Path) -> dict[str, Any]:
     """config.json, or the part of it about the language model where it has several parts."""
     config = read_object(folder / CONFIG, "model configuration")
     return dict(config.get("text_config", config))
+
+
+def layer_count(folder: Path) -> int:
+    """How many decoder layers the model in `folder` has, by its config.json."""
+    layers = text_config(folder).get("num_hidden_layers")
+    if not isinstance(layers, int):
+        raise ConfigurationError(f"{folder / CONFIG} names no num_hidden_layers; save it again")
+    return layers
 
 
 def require_family(folder: Path) -> None:

@@ -8,8 +8,8 @@ they were made from.
 """
 
 import hashlib
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -28,22 +28,17 @@ from schemas.artefacts import (
     write_json,
 )
 from schemas.errors import ConfigurationError
-from transforms.model.adapter import (
-    Factors,
-    adapter_files,
-    is_adapter,
-    left_singular,
-    read_factors,
-)
+from transforms.model.adapter import adapter_files, adapter_writers, is_adapter
 from transforms.model.checkpoint import (
     first_line,
+    layer_count,
     model_files,
     read_object,
     require_family,
     require_folder,
-    tensor_shapes,
-    text_config,
 )
+from transforms.model.difference import checkpoint_writers
+from transforms.model.writers import LeftSingular, Rounding, Writer
 
 FORMAT = "deltawatch.directions/1"
 SIGN_RULE = "component of largest magnitude is positive"
@@ -51,6 +46,9 @@ VECTORS_FILE = "directions.safetensors"
 DOCUMENT_FILE = "directions.json"
 
 _TENSOR = "directions"
+Progress = Callable[[int, int], None]
+"""Told how many matrices are done, and of how many."""
+
 _LETTER = {"o_proj": "O", "down_proj": "D"}  # also their order within a layer
 
 
@@ -81,6 +79,8 @@ class Manifest:
     skip_last: int  # final layers without directions
     sign_rule: str
     tool_version: str
+    rounding: Mapping[str, Rounding] = field(default_factory=dict)
+    """Per matrix of a full checkpoint; none for an adapter, nor in artefacts before there was."""
 
 
 @dataclass(frozen=True)
@@ -135,103 +135,119 @@ def compute_directions(
     top_k: int = 20,
     skip_last: int = 3,
     model_name: str | None = None,
+    progress: Progress = lambda done, total: None,
 ) -> Directions:
-    """Exact directions of a PEFT LoRA adapter `tuned` of the model in `base`.
+    """Exact directions of `tuned`, a PEFT LoRA adapter or a full checkpoint of the model in `base`.
 
-    `top_k` bounds the directions per matrix (never more than its rank), the final `skip_last`
-    layers get none, `model_name` defaults to the adapter folder's name. Raises
-    ConfigurationError for folders that are missing, unreadable, not plain LoRA, or made for
-    another base.
+    Args:
+      base: folder of the model before fine-tuning.
+      tuned: folder of the adapter or of the whole fine-tuned model.
+      top_k: bound of the directions per matrix (never more than its rank, nor than what stands
+        out of rounding, see `rounding`).
+      skip_last: how many final layers get none.
+      model_name: defaults to the name of the folder `tuned`.
+      progress: called after every matrix.
+
+    Raises:
+      ConfigurationError: a folder is missing or unreadable, the adapter is not plain LoRA, the two
+        are not of one base, or nothing in the monitored matrices was changed.
     """
     require_folder(base, "--base")
-    factors = read_factors(tuned)
+    require_folder(tuned, "--tuned")
     require_family(base)
-    _check_fit(factors, base, tuned)
-    layers = int(text_config(base)["num_hidden_layers"])
-    chosen = _writers(factors, layers - skip_last)
+    layers = layer_count(base)
+    writers = adapter_writers(base, tuned) if is_adapter(tuned) else checkpoint_writers(base, tuned)
+    chosen = _monitored(writers, layers - skip_last)
     if not chosen:
         raise ConfigurationError(
-            f"adapter {tuned} trains neither o_proj nor down_proj of the first "
+            f"{tuned} trains neither o_proj nor down_proj of the first "
             f"{max(layers - skip_last, 0)} layers; there is nothing to monitor"
         )
-    vectors, entries = _stack(chosen, top_k, tuned)
-    name = model_name or tuned.resolve().name
-    return Directions(
-        vectors, entries, _manifest(name, base, tuned, entries, vectors, layers, top_k, skip_last)
-    )
-
-
-def _check_fit(factors: Sequence[Factors], base: Path, tuned: Path) -> None:
-    shapes = tensor_shapes(base)
-    for pair in factors:
-        found = shapes.get(f"{pair.module}.weight")
-        expected = (pair.b.shape[0], pair.a.shape[1])
-        if found is None:
-            raise ConfigurationError(
-                f"adapter {tuned} was made for another base: {base} has no {pair.module}"
-            )
-        if found != expected:
-            raise ConfigurationError(
-                f"adapter {tuned} was made for another base: {pair.module} is "
-                f"{expected[0]}x{expected[1]} in the adapter, {'x'.join(map(str, found))} in {base}"
-            )
-
-
-def _writers(factors: Sequence[Factors], end: int) -> list[tuple[int, str, Factors]]:
-    """Layer, kind and factors of the monitored matrices below layer `end`, in stored order."""
-    order = list(_LETTER)
-    placed = [(*pair.writer, pair) for pair in factors if pair.writer is not None]
-    return sorted(
-        (item for item in placed if item[0] < end), key=lambda item: (item[0], order.index(item[1]))
-    )
-
-
-def _stack(
-    chosen: Sequence[tuple[int, str, Factors]], top_k: int, tuned: Path
-) -> tuple[NDArray[np.float32], tuple[DirectionEntry, ...]]:
-    rows: list[NDArray[np.float64]] = []
-    entries: list[DirectionEntry] = []
-    for layer, kind, pair in chosen:
-        vectors, values = left_singular(pair, top_k)
-        rows.append(vectors)
-        entries += [
-            DirectionEntry(f"{_LETTER[kind]}{layer}_u{index}", layer, kind, index, float(value))
-            for index, value in enumerate(values)
-        ]
+    found = _decompose(chosen, top_k, progress)
+    entries = _entries(found)
     if not entries:
-        raise ConfigurationError(f"adapter {tuned} changes nothing (all zero); train it first")
-    return np.concatenate(rows).astype(np.float32), tuple(entries)
+        raise ConfigurationError(_no_difference(base, tuned, found))
+    vectors = np.concatenate([part.vectors for part in found.values()]).astype(np.float32)
+    name = model_name or tuned.resolve().name
+    manifest = _manifest(name, base, tuned, found, layers, top_k, skip_last)
+    return Directions(vectors, entries, manifest)
+
+
+def _monitored(writers: Sequence[Writer], end: int) -> list[Writer]:
+    """The matrices of layers below `end`, in stored order."""
+    order = list(_LETTER)
+    below = (writer for writer in writers if writer.layer < end)
+    return sorted(below, key=lambda writer: (writer.layer, order.index(writer.kind)))
+
+
+def _decompose(
+    writers: Sequence[Writer], top_k: int, progress: Progress
+) -> dict[Writer, LeftSingular]:
+    found = {}
+    for done, writer in enumerate(writers, start=1):
+        found[writer] = writer.decompose(top_k)
+        progress(done, len(writers))
+    return found
+
+
+def _matrix(writer: Writer) -> str:
+    """Its name as in the paper: "O23"."""
+    return f"{_LETTER[writer.kind]}{writer.layer}"
+
+
+def _entries(found: Mapping[Writer, LeftSingular]) -> tuple[DirectionEntry, ...]:
+    return tuple(
+        DirectionEntry(
+            f"{_matrix(writer)}_u{index}", writer.layer, writer.kind, index, float(value)
+        )
+        for writer, part in found.items()
+        for index, value in enumerate(part.values)
+    )
+
+
+def _no_difference(base: Path, tuned: Path, found: Mapping[Writer, LeftSingular]) -> str:
+    rounded = [part.rounding for part in found.values() if part.rounding is not None]
+    if not rounded:
+        return f"adapter {tuned} changes nothing (all zero); train it first"
+    where = f"between {tuned} and {base} in o_proj and down_proj of the monitored layers"
+    if all(rounding.floor == 0 for rounding in rounded):
+        return f"no difference {where}, at most another dtype; give the fine-tuned model as --tuned"
+    return (
+        f"no difference {where} that can be told from rounding (base {rounded[0].base_precision}, "
+        f"tuned {rounded[0].tuned_precision}); give the adapter, or both as they were trained"
+    )
 
 
 def _manifest(
     name: str,
     base: Path,
     tuned: Path,
-    entries: Sequence[DirectionEntry],
-    vectors: NDArray[np.float32],
+    found: Mapping[Writer, LeftSingular],
     layers: int,
     top_k: int,
     skip_last: int,
 ) -> Manifest:
-    base_files, tuned_files = hash_files(model_files(base)), hash_files(adapter_files(tuned))
-    ranks: dict[str, int] = {}
-    for entry in entries:
-        matrix = f"{_LETTER[entry.kind]}{entry.layer}"
-        ranks[matrix] = ranks.get(matrix, 0) + 1
+    base_files, tuned_files = hash_files(model_files(base)), hash_files(_tuned_files(tuned))
+    rounding = {_matrix(writer): part.rounding for writer, part in found.items() if part.rounding}
     return Manifest(
         model_name=name,
         base_files=base_files,
         tuned_files=tuned_files,
         base_hash=combined_hash(base_files),
         tuned_hash=combined_hash(tuned_files),
-        ranks=ranks,
-        hidden_size=vectors.shape[1],
+        ranks={_matrix(w): len(part.values) for w, part in found.items() if len(part.values)},
+        hidden_size=int(next(iter(found.values())).vectors.shape[1]),
         layers=layers,
         top_k=top_k,
         skip_last=skip_last,
         sign_rule=SIGN_RULE,
         tool_version=tool_version(),
+        rounding=rounding,
     )
+
+
+def _tuned_files(tuned: Path) -> list[Path]:
+    return adapter_files(tuned) if is_adapter(tuned) else model_files(tuned)
 
 
 def check_model(directions: Directions, base: Path | None, tuned: Path) -> None:
@@ -240,8 +256,7 @@ def check_model(directions: Directions, base: Path | None, tuned: Path) -> None:
     `base` may be None where `tuned` is a full checkpoint. Reads every file, about a second a GB.
     """
     require_folder(tuned, "--tuned")
-    tuned_files = adapter_files(tuned) if is_adapter(tuned) else model_files(tuned)
-    _check_hash("--tuned", tuned, tuned_files, directions.manifest.tuned_hash)
+    _check_hash("--tuned", tuned, _tuned_files(tuned), directions.manifest.tuned_hash)
     if base is not None:
         require_folder(base, "--base")
         _check_hash("--base", base, model_files(base), directions.manifest.base_hash)
@@ -280,8 +295,10 @@ def _parse(folder: Path, document: dict[str, Any], data: bytes) -> Directions:
     try:
         vectors = safetensors_numpy.load(data)[_TENSOR]
         entries = tuple(DirectionEntry(**entry) for entry in document.pop("directions"))
-        manifest = Manifest(**document)
-    except (KeyError, TypeError, SafetensorError) as error:
+        rounding = document.pop("rounding", {}).items()
+        parts = {matrix: Rounding(**part) for matrix, part in rounding}
+        manifest = Manifest(**document, rounding=parts)
+    except (AttributeError, KeyError, TypeError, SafetensorError) as error:
         raise ConfigurationError(_corrupt(folder, first_line(error))) from error
     if vectors.shape != (len(entries), manifest.hidden_size):
         raise ConfigurationError(_corrupt(folder, f"{len(entries)} names for {vectors.shape}"))

@@ -110,12 +110,17 @@ def _merged(base: Path | None, tuned: Path) -> PreTrainedModel:
 
 
 def _from_folder(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
+    options = {"dtype": dtype, "use_safetensors": True, "output_loading_info": True, **_LOCAL}
     try:
-        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=dtype, use_safetensors=True, **_LOCAL
-        )
+        loaded: Any = AutoModelForCausalLM.from_pretrained(folder, **options)
     except (OSError, ValueError, SafetensorError) as error:
         raise ConfigurationError(f"cannot load model {folder}: {first_line(error)}") from error
+    model: PreTrainedModel = loaded[0]
+    missing = loaded[1]["missing_keys"]
+    # What the files lack has been made up at random. The lm_head is not used here.
+    lacking = sorted(key for key in missing if not key.startswith("lm_head"))
+    if lacking:
+        raise ConfigurationError(f"{folder} lacks {lacking[0]}; give the whole checkpoint")
     return model
 
 
