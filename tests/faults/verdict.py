@@ -2,14 +2,10 @@
 
 import json
 from collections import Counter
-from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
-from kafka import KafkaConsumer, TopicPartition
-from outcome import Outcome
-
-Messages = list[tuple[bytes, bytes]]
+from outcome import Messages, Outcome, consumed
 
 
 @dataclass(frozen=True)
@@ -79,20 +75,6 @@ class Differences:
             f"{repeated} alerts repeated, archive and ranges {_same(ranges)}, "
             f"ledger {_same(ledgers)}"
         )
-
-
-def consumed(bootstrap: str, topic: str) -> Messages:
-    """Keys and values of all that a topic of one partition holds."""
-    partition = TopicPartition(topic, 0)
-    found: Messages = []
-    with closing(KafkaConsumer(bootstrap_servers=bootstrap)) as consumer:
-        consumer.assign([partition])
-        consumer.seek_to_beginning(partition)
-        end = consumer.end_offsets([partition])[partition]
-        while consumer.position(partition) < end:
-            for batch in consumer.poll(timeout_ms=500).values():
-                found += [(record.key, record.value) for record in batch]
-    return found
 
 
 def _timeless(letter: bytes) -> bytes:

@@ -2,11 +2,13 @@
 
 import json
 from collections import Counter
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pyarrow.dataset as ds
+from kafka import KafkaConsumer, TopicPartition
 
 from pipeline.job import Job
 from pipeline.slices import Slices
@@ -15,6 +17,9 @@ from schemas.commit import Commit
 from transforms.ranges.ranges import Ranges
 
 Row = dict[str, Any]
+Messages = list[tuple[bytes, bytes]]
+"""Keys and values."""
+
 Key = tuple[int, int]
 """Partition, or place of the file among the files, and place of the record in it."""
 
@@ -55,6 +60,20 @@ def run(job: Job, state: Path) -> Outcome:
         pass
     held.close()
     return Outcome(job, slices.commit, slices.ranges())
+
+
+def consumed(bootstrap: str, topic: str) -> Messages:
+    """Keys and values of all that a topic of one partition holds."""
+    partition = TopicPartition(topic, 0)
+    found: Messages = []
+    with closing(KafkaConsumer(bootstrap_servers=bootstrap)) as consumer:
+        consumer.assign([partition])
+        consumer.seek_to_beginning(partition)
+        end = consumer.end_offsets([partition])[partition]
+        while consumer.position(partition) < end:
+            for batch in consumer.poll(timeout_ms=500).values():
+                found += [(record.key, record.value) for record in batch]
+    return found
 
 
 def _lines(path: str) -> list[Row]:

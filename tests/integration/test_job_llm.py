@@ -18,11 +18,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import outcome
 import pyarrow as pa
 import pyarrow.dataset as ds
 import pytest
 import traffic
-from kafka import KafkaConsumer, KafkaProducer, TopicPartition
+from kafka import KafkaProducer
 
 from pipeline.demo import planted
 from pipeline.demo.broker import Broker
@@ -143,11 +144,11 @@ def test_watch_is_killed_again_and_again(world: World, undisturbed: Path, tmp_pa
     assert commit is not None
     assert commit.total_ledger.balanced
     assert_same_rows(archive, undisturbed, but={"ranges_hash"})
-    alerts = consumed(world.broker, "killed-alerts")
+    alerts = outcome.consumed(world.broker.bootstrap, "killed-alerts")
     assert_repeats_are_identical(alerts)
     expected = {alert["metadata"]["uid"] for alert in lines(undisturbed / "alerts.jsonl")}
     assert {key.decode() for key, _ in alerts} == expected
-    dead = consumed(world.broker, "killed-dead")
+    dead = outcome.consumed(world.broker.bootstrap, "killed-dead")
     assert_repeats_are_identical(dead)
     closers = {"unknown_format": traffic.DEAD["unknown_format"] + traffic.PARTITIONS}
     assert reasons(map(json.loads, dict(dead).values())) == {**traffic.DEAD, **closers}
@@ -236,20 +237,6 @@ def lines(path: Path) -> list[dict[str, Any]]:
 def reasons(letters: Any) -> dict[str, int]:
     found = [letter["reason"] for letter in letters]
     return {reason: found.count(reason) for reason in found}
-
-
-def consumed(broker: Broker, topic: str) -> list[tuple[bytes, bytes]]:
-    """Keys and values of all that a topic of one partition holds."""
-    partition = TopicPartition(topic, 0)
-    found: list[tuple[bytes, bytes]] = []
-    with closing(KafkaConsumer(bootstrap_servers=broker.bootstrap)) as consumer:
-        consumer.assign([partition])
-        consumer.seek_to_beginning(partition)
-        end = consumer.end_offsets([partition])[partition]
-        while consumer.position(partition) < end:
-            for batch in consumer.poll(timeout_ms=500).values():
-                found += [(record.key, record.value) for record in batch]
-    return found
 
 
 def assert_repeats_are_identical(messages: list[tuple[bytes, bytes]]) -> None:
