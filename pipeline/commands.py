@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 
 from pipeline import calibrating, metrics, preflight, report
+from pipeline.explain import Table
 from pipeline.follow import Follow
 from pipeline.job import Job
 from pipeline.slices import Slices
@@ -13,6 +14,7 @@ from pipeline.state import State
 from pipeline.status import Status
 from schemas.errors import ConfigurationError, RunFailedError
 from transforms.model import directions
+from transforms.model.cache import Cache
 
 INTERRUPTED = 130
 """Exit status of a program that Ctrl-C ended, as shells have it."""
@@ -38,6 +40,9 @@ def run(known: argparse.Namespace, beam_arguments: Sequence[str]) -> int:
 
 def _directions(known: argparse.Namespace, _: Sequence[str]) -> int:
     preflight.check_writable(known.out, "--out")
+    kept = known.cache or known.out / "unfinished"
+    preflight.check_writable(kept, "--cache")
+    cache, table = Cache(kept), Table()
     found = directions.compute_directions(
         known.base,
         known.tuned,
@@ -45,9 +50,16 @@ def _directions(known: argparse.Namespace, _: Sequence[str]) -> int:
         known.skip_last,
         known.model_name,
         report.Progress("matrices"),
+        cache,
+        table.add,
     )
     directions.save(found, known.out)
+    if known.cache is None:
+        cache.remove()
     report.directions_made(found, known.out)
+    report.matrices_made(cache.hits, table.fallbacks())
+    for line in table.lines() if known.explain else ():
+        report.answer(line)
     return 0
 
 

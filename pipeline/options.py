@@ -94,6 +94,12 @@ def _directions_options(parser: _Parser) -> None:
     parser.add_argument("--top-k", type=_positive, default=20, help="directions per matrix (20)")
     parser.add_argument("--skip-last", type=int, default=3, help="layers not monitored (3)")
     parser.add_argument("--model-name", help="name in alerts and archive (default: the folder's)")
+    parser.add_argument(
+        "--cache", type=Path, metavar="DIR", help="keep results of matrices there (default: in OUT until done)"
+    )
+    parser.add_argument(
+        "--explain", action="store_true", help="print a table: what was found in every matrix"
+    )
 
 
 def _demo_options(parser: _Parser) -> None:

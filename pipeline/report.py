@@ -2,6 +2,7 @@
 
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from pipeline.job import Job
@@ -65,6 +66,17 @@ def directions_made(found: Directions, out: Path) -> None:
             f"{sum(part.cut for part in parts)} more of the largest {found.manifest.top_k} of each "
             f"matrix cannot be told from rounding and were left out; {same} of {len(parts)} "
             "matrices did not change"
+        )
+
+
+def matrices_made(cached: int, fallbacks: Sequence[str]) -> None:
+    """What was not computed anew, and what had to be computed the slow way."""
+    if cached:
+        say(f"{cached} matrices had been decomposed by an earlier run and were not again")
+    if fallbacks:
+        say(
+            f"{len(fallbacks)} matrices were decomposed by LAPACK, because what the fast way found "
+            f"could not be verified: {', '.join(fallbacks)}"
         )
 
 

@@ -29,6 +29,7 @@ from transforms.model import directions as artefact
 from transforms.model.difference import left_singular
 from transforms.model.directions import Directions, check_model, compute_directions
 from transforms.model.loading import load_trunk
+from transforms.model.pair import Pair
 
 WEIGHTS = "model.safetensors"
 O1 = "model.layers.1.self_attn.o_proj.weight"
@@ -250,7 +251,7 @@ def rounded(draw: st.DrawFn, spread: float) -> Rounded:
 
 @given(rounded(spread=1))
 def test_noise_is_never_kept(case: Rounded) -> None:
-    found = left_singular(case.base, case.tuned, 20)
+    found = left_singular(Pair.of(case.base, case.tuned), 20)
     u, s, _ = np.linalg.svd(case.exact)
     rank = int(np.sum(s > 1e-12 * s[0]))
     assert len(found.values) <= rank
@@ -264,7 +265,7 @@ def test_noise_is_never_kept(case: Rounded) -> None:
 
 @given(rounded(spread=0.25))
 def test_what_is_clear_of_the_noise_is_kept(case: Rounded) -> None:
-    found = left_singular(case.base, case.tuned, 20)
+    found = left_singular(Pair.of(case.base, case.tuned), 20)
     s = np.linalg.svd(case.exact, compute_uv=False)
     assert len(found.values) >= np.sum(s > 4 * case.noise)
 
@@ -277,7 +278,7 @@ def test_the_floor_by_hand(roundings: int) -> None:
     exact = 1.05 + 0.8 * torch.rand(300, 500)
     tuned = (exact + 0.1 * torch.rand(300, 1) * torch.rand(500)).to(torch.bfloat16)
     base = exact.to(torch.bfloat16) if roundings == 2 else exact
-    rounding = left_singular(base, tuned, 20).rounding
+    rounding = left_singular(Pair.of(base, tuned), 20).rounding
     assert rounding is not None
     expected = 1.25 * ulp * np.sqrt(roundings / 12) * (np.sqrt(300) + np.sqrt(500))
     assert expected * 0.98 < rounding.floor < expected * 1.05
@@ -368,7 +369,7 @@ REFUSED = {
     "other shape": (change(D1, by=lambda w: w[:, 1:].contiguous()), r"24x35, in --base \S+ 24x36"),
     "NaN": (change(D1, by=lambda w: w.clone().fill_(torch.nan)), f"NaN or Inf in {D1}"),
     "infinity": (change(O1, by=lambda w: w / 0), f"NaN or Inf in {O1}"),
-    "quantised": (change(O1, by=lambda w: w.to(torch.int8)), "is int8 24x24, not a plain matrix"),
+    "quantised": (change(O1, by=lambda w: w.to(torch.int8)), "is I8 24x24, not a plain matrix"),
     "packed": (change(O1, by=lambda w: w.to(torch.float8_e4m3fn)), "before it was quantised"),
 }
 

@@ -147,10 +147,6 @@ REFUSED_ADAPTERS = {
         edit("adapter_config.json", lambda c: c.update(init_lora_weights="pissa")),
         "base weights",
     ),
-    "whole matrices": (
-        edit("adapter_config.json", lambda c: c.update(modules_to_save=["mlp.down_proj"])),
-        "modules_to_save",
-    ),
     "other rank": (edit("adapter_config.json", lambda c: c.update(r=5)), "rank"),
 }
 

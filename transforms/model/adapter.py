@@ -29,7 +29,6 @@ from transforms.model.checkpoint import (
     tokenizer_files,
 )
 from transforms.model.writers import (
-    WRITERS,
     LeftSingular,
     Writer,
     fix_signs,
@@ -45,7 +44,7 @@ _PLAIN_STARTS = (True, False, None, "gaussian", "eva", "orthogonal")
 
 _REFUSED: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     ("peft_type", lambda v: v != "LORA", "it is not a LoRA adapter"),
-    ("use_dora", bool, "DoRA rescales the weights, its difference is not low-rank"),
+    ("use_dora", bool, "DoRA scales every row of the merged weights, which is no low rank"),
     ("use_qalora", bool, "QA-LoRA pools the inputs, its difference is not B @ A"),
     ("use_bdlora", bool, "block-diagonal LoRA is not B @ A"),
     ("kasa_config", bool, "KaSA changes the base weights"),
@@ -57,7 +56,6 @@ _REFUSED: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     ("fan_in_fan_out", bool, "transposed weights are not supported"),
     ("lora_bias", bool, "trained biases have no directions"),
     ("bias", lambda v: v != "none", "trained biases have no directions"),
-    ("modules_to_save", lambda v: _saves_writer(v), "fully trained matrices are not low-rank"),
     ("init_lora_weights", lambda v: v not in _PLAIN_STARTS, "its start changed the base weights"),
 )
 _DEFAULTS: Mapping[str, Any] = {"bias": "none"}
@@ -144,11 +142,6 @@ def _refuse_variants(folder: Path, config: Mapping[str, Any]) -> None:
             )
 
 
-def _saves_writer(modules: list[str] | None) -> bool:
-    names = {part for path in WRITERS for part in path.split(".")}
-    return any(name.rpartition(".")[2] in names for name in modules or ())
-
-
 def _load_tensors(path: Path) -> dict[str, torch.Tensor]:
     try:
         return load_file(path)
@@ -199,4 +192,5 @@ def left_singular(factors: Factors, top_k: int) -> LeftSingular:
     floor = numerical_floor(float(values[0]), (b.shape[0], a.shape[1]))
     kept = min(top_k, int((values > floor).sum()))
     vectors = (basis @ u[:, :kept]).T
-    return LeftSingular(fix_signs(vectors.numpy()), values[:kept].numpy())
+    energy = float(values.square().sum())
+    return LeftSingular(fix_signs(vectors.numpy()), values[:kept].numpy(), energy)

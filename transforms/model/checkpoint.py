@@ -86,11 +86,15 @@ class StoredTensor:
     path: Path
     name: str
     shape: tuple[int, ...]
+    dtype: str  # as safetensors names it: "F32", "BF16", "I8"
 
-    def read(self) -> Tensor:
-        """The weight, as stored. Raises ConfigurationError when it cannot be read."""
+    def rows(self, start: int, end: int) -> Tensor:
+        """Rows of the weight, as stored. Raises ConfigurationError when it cannot be read.
+
+        The file is mapped anew every time: what stays mapped stays in memory.
+        """
         with _opened(self.path) as file:
-            tensor: Tensor = file.get_tensor(self.name)
+            tensor: Tensor = file.get_slice(self.name)[start:end]
         return tensor
 
 
@@ -108,15 +112,17 @@ def stored_tensors(folder: Path) -> dict[str, StoredTensor]:
         tensor.name: tensor
         for path in _weight_files(folder)
         if path.suffix == ".safetensors"
-        for tensor in _tensors_of(path)
+        for tensor in tensors_of(path)
     }
 
 
-def _tensors_of(path: Path) -> list[StoredTensor]:
+def tensors_of(path: Path) -> list[StoredTensor]:
+    """Every weight of one file, likewise."""
     with _opened(path) as file:
+        slices = {key: file.get_slice(key) for key in file.keys()}  # noqa: SIM118
         return [
-            StoredTensor(path, key, tuple(file.get_slice(key).get_shape()))
-            for key in file.keys()  # noqa: SIM118
+            StoredTensor(path, key, tuple(part.get_shape()), part.get_dtype())
+            for key, part in slices.items()
         ]
 
 

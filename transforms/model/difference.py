@@ -1,9 +1,10 @@
 """Left singular vectors of the difference of two full checkpoints.
 
-One matrix of each model is in memory at a time, whatever the models' size and shards. The
-decomposition is exact, LAPACK in float64 on the CPU.
+Matrices are read a few rows at a time, whatever the models' size and shards. Of a large one only
+its Gram matrix is ever whole in memory (see `svd`).
 """
 
+import math
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -13,7 +14,9 @@ import torch
 from torch import Tensor
 
 from schemas.errors import ConfigurationError
-from transforms.model.adapter import ADAPTER_CONFIG
+from transforms.model import svd
+from transforms.model.adapter import ADAPTER_CONFIG, ADAPTER_WEIGHTS
+from transforms.model.cache import Cache
 from transforms.model.checkpoint import (
     CONFIG,
     StoredTensor,
@@ -21,9 +24,11 @@ from transforms.model.checkpoint import (
     layer_count,
     require_family,
     stored_tensors,
+    tensors_of,
     text_config,
 )
-from transforms.model.rounding import precision, rounding_floor
+from transforms.model.pair import Pair, Survey, survey
+from transforms.model.rounding import rounding_floor, rounding_noise
 from transforms.model.writers import (
     LeftSingular,
     Rounding,
@@ -36,16 +41,17 @@ from transforms.model.writers import (
 _SAME = ("model_type", "num_hidden_layers", "hidden_size", "intermediate_size")
 """Entries of config.json that no fine-tuning changes."""
 
-_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+_DTYPES = ("F64", "F32", "BF16", "F16")
 
 _Place = tuple[int, str]
 
 
-def checkpoint_writers(base: Path, tuned: Path) -> list[Writer]:
+def checkpoint_writers(base: Path, tuned: Path, cache: Cache) -> list[Writer]:
     """The matrices that write into the residual stream, as they stand in both checkpoints.
 
-    Reads configurations and headers only. Raises ConfigurationError for folders that are
-    unreadable or incomplete, and for a `tuned` of another architecture or shape than `base`.
+    Reads configurations and headers only; what is decomposed later goes through `cache`.
+    Raises ConfigurationError for folders that are unreadable or incomplete, and for a `tuned` of
+    another architecture or shape than `base`.
     """
     if not (tuned / CONFIG).is_file():
         raise ConfigurationError(
@@ -61,10 +67,32 @@ def checkpoint_writers(base: Path, tuned: Path) -> list[Writer]:
                 f"--tuned {tuned} was made from another base: {after[where].name} is "
                 f"{dimensions(after[where].shape)}, in --base {base} {dimensions(matrix.shape)}"
             )
-    return [
-        Writer(*where, partial(_decompose, matrix, after[where]))
-        for where, matrix in before.items()
-    ]
+    return [_writer(where, matrix, after[where], cache) for where, matrix in before.items()]
+
+
+def saved_writers(base: Path, adapter: Path, cache: Cache) -> list[Writer]:
+    """Those an adapter brings whole, trained as they are (`modules_to_save` of PEFT).
+
+    Raises ConfigurationError for an adapter of another base.
+    """
+    stored = stored_tensors(base)
+    found = []
+    for tensor in tensors_of(adapter / ADAPTER_WEIGHTS):
+        name = tensor.name.removeprefix("base_model.model.")
+        where = place(name.removesuffix(".weight")) if name.endswith(".weight") else None
+        if where is None:
+            continue
+        if name not in stored or stored[name].shape != tensor.shape:
+            raise ConfigurationError(
+                f"adapter {adapter} was made for another base: {base} has no {name} of "
+                f"{dimensions(tensor.shape)}"
+            )
+        found.append(_writer(where, stored[name], tensor, cache))
+    return found
+
+
+def _writer(where: _Place, base: StoredTensor, tuned: StoredTensor, cache: Cache) -> Writer:
+    return Writer(*where, partial(_decompose, base, tuned, cache))
 
 
 def _check_configurations(base: Path, tuned: Path) -> None:
@@ -98,74 +126,78 @@ def _stored_writers(folder: Path) -> Mapping[_Place, StoredTensor]:
     return found
 
 
-def left_singular(base: Tensor, tuned: Tensor, top_k: int) -> LeftSingular:
-    """Left singular vectors of tuned minus base, both [out, in] as stored and finite.
+def left_singular(pair: Pair, top_k: int) -> LeftSingular:
+    """Left singular vectors of tuned minus base, both finite.
 
     The `top_k` largest, less those that cannot be told from rounding (see `rounding_floor`).
     """
-    if _is_cast(base, tuned):
-        unchanged = np.empty((0, base.shape[0])), np.empty(0)
-        return LeftSingular(*unchanged, _rounding(base, tuned, floor=0.0, cut=0))
-    u, values = _left_of(_difference(base, tuned))
-    smallest = numerical_floor(float(values[0]), (base.shape[0], base.shape[1]))
-    floor = max(rounding_floor(base, tuned, values), smallest)
-    wanted = min(top_k, len(values))
-    kept = min(wanted, int((values > floor).sum()))
-    rounding = _rounding(base, tuned, floor, cut=wanted - kept)
-    return LeftSingular(fix_signs(u[:, :kept].T.numpy()), values[:kept].numpy(), rounding)
+    return _left_singular(pair, survey(pair), top_k)
 
 
-def _decompose(base: StoredTensor, tuned: StoredTensor, top_k: int) -> LeftSingular:
-    before, after = _read(base), _read(tuned)
-    if _length(_difference(before, after)) > max(_length(before), _length(after)):
+def _left_singular(pair: Pair, seen: Survey, top_k: int) -> LeftSingular:
+    if seen.is_cast:
+        unchanged = np.empty((0, pair.shape[0])), np.empty(0)
+        return LeftSingular(*unchanged, 0.0, _rounding(seen, floor=0.0, cut=0), 0.0)
+    found = _leading(pair, seen, top_k)
+    cut = min(top_k, *pair.shape) - len(found.values)
+    return LeftSingular(
+        fix_signs(found.vectors.numpy()),
+        found.values.numpy(),
+        found.energy,
+        _rounding(seen, found.floor, cut),
+        seen.length / seen.base_length if seen.base_length else math.inf,
+        found.fallback,
+    )
+
+
+def _leading(pair: Pair, seen: Survey, top_k: int) -> svd.Leading:
+    noise = rounding_noise(pair.pieces(), (seen.base_precision, seen.tuned_precision))
+    small = min(pair.shape) <= svd.LAPACK_ROWS
+
+    def floor(values: Tensor, energy: float) -> float:
+        def rest(bound: float) -> float:
+            unseen = max(0.0, energy - float(values.square().sum()))
+            return math.sqrt(unseen + float(values[values <= bound].square().sum()))
+
+        numerical = numerical_floor(1.0, pair.shape)
+        smallest = float(values[0]) * (numerical if small else math.sqrt(numerical))
+        return max(rounding_floor(noise, rest), smallest)
+
+    if small:
+        return svd.by_lapack(pair.difference(0, pair.shape[0]), top_k, floor)
+    return svd.by_gram(svd.gram_of(pair.difference, pair.shape[0]), top_k, floor)
+
+
+def _decompose(base: StoredTensor, tuned: StoredTensor, cache: Cache, top_k: int) -> LeftSingular:
+    pair = _pair(base, tuned)
+    return cache.get(f"{pair.digest()}-{top_k}", lambda: _checked(pair, base, tuned, top_k))
+
+
+def _checked(pair: Pair, base: StoredTensor, tuned: StoredTensor, top_k: int) -> LeftSingular:
+    seen = survey(pair)
+    for stored, length in ((base, seen.base_length), (tuned, seen.tuned_length)):
+        if not math.isfinite(length):
+            raise ConfigurationError(f"NaN or Inf in {stored.name} of {stored.path}; save it again")
+    if seen.length > max(seen.base_length, seen.tuned_length):
         raise ConfigurationError(
             f"{tuned.path} was made from another base: {tuned.name} is further from that in "
             f"{base.path} than either is from zero; give the model it was tuned from as --base"
         )
-    return left_singular(before, after, top_k)
+    return _left_singular(pair, seen, top_k)
 
 
-def _read(stored: StoredTensor) -> Tensor:
-    tensor = stored.read()
-    if tensor.dtype not in _DTYPES or tensor.ndim != 2:
-        raise ConfigurationError(
-            f"{stored.name} in {stored.path} is {_name(tensor.dtype)} {dimensions(stored.shape)}, "
-            "not a plain matrix; give the checkpoint before it was quantised"
-        )
-    if not bool(torch.isfinite(tensor).all()):
-        raise ConfigurationError(f"NaN or Inf in {stored.name} of {stored.path}; save it again")
-    return tensor
+def _pair(base: StoredTensor, tuned: StoredTensor) -> Pair:
+    for stored in (base, tuned):
+        if stored.dtype not in _DTYPES or len(stored.shape) != 2:
+            raise ConfigurationError(
+                f"{stored.name} in {stored.path} is {stored.dtype} {dimensions(stored.shape)}, "
+                "not a plain matrix; give the checkpoint before it was quantised"
+            )
+    return Pair(base.rows, tuned.rows, (base.shape[0], base.shape[1]))
 
 
-def _is_cast(base: Tensor, tuned: Tensor) -> bool:
-    """Whether the two are the same, but for the precision that one of them was saved in."""
-    kept = (precision(base), precision(tuned))
-    return any(torch.equal(base.to(dtype), tuned.to(dtype)) for dtype in kept)
-
-
-def _difference(base: Tensor, tuned: Tensor) -> Tensor:
-    return tuned.double().sub_(base)
-
-
-def _length(matrix: Tensor) -> float:
-    return float(torch.linalg.vector_norm(matrix, dtype=torch.float64))
-
-
-def _left_of(matrix: Tensor) -> tuple[Tensor, Tensor]:
-    """Left singular vectors (columns) and all singular values of a float64 matrix.
-
-    A wide matrix is R^T Q^T with its transpose's QR, and has the left vectors and values of the
-    small square R^T; Q is never formed. Both steps are backward stable, so this is as accurate as
-    the SVD of the whole (Golub & Van Loan 8.6.3), at a fraction of its time and memory.
-    """
-    if matrix.shape[1] > matrix.shape[0]:
-        matrix = torch.linalg.qr(matrix.T, mode="r").R.T
-    u, values, _ = torch.linalg.svd(matrix, full_matrices=False)
-    return u, values
-
-
-def _rounding(base: Tensor, tuned: Tensor, floor: float, cut: int) -> Rounding:
-    return Rounding(_name(precision(base)), _name(precision(tuned)), floor, cut)
+def _rounding(seen: Survey, floor: float, cut: int) -> Rounding:
+    return Rounding(_name(seen.base_precision), _name(seen.tuned_precision), floor, cut)
 
 
 def _name(dtype: torch.dtype) -> str:

@@ -29,6 +29,7 @@ from schemas.artefacts import (
 )
 from schemas.errors import ConfigurationError
 from transforms.model.adapter import adapter_files, adapter_writers, is_adapter
+from transforms.model.cache import Cache
 from transforms.model.checkpoint import (
     first_line,
     layer_count,
@@ -37,7 +38,7 @@ from transforms.model.checkpoint import (
     require_family,
     require_folder,
 )
-from transforms.model.difference import checkpoint_writers
+from transforms.model.difference import checkpoint_writers, saved_writers
 from transforms.model.writers import LeftSingular, Rounding, Writer
 
 FORMAT = "deltawatch.directions/1"
@@ -48,6 +49,9 @@ DOCUMENT_FILE = "directions.json"
 _TENSOR = "directions"
 Progress = Callable[[int, int], None]
 """Told how many matrices are done, and of how many."""
+
+Observer = Callable[[Writer, LeftSingular], None]
+"""Shown every matrix and what was found in it."""
 
 _LETTER = {"o_proj": "O", "down_proj": "D"}  # also their order within a layer
 
@@ -136,8 +140,10 @@ def compute_directions(
     skip_last: int = 3,
     model_name: str | None = None,
     progress: Progress = lambda done, total: None,
+    cache: Cache | None = None,
+    observe: Observer = lambda matrix, found: None,
 ) -> Directions:
-    """Exact directions of `tuned`, a PEFT LoRA adapter or a full checkpoint of the model in `base`.
+    """Directions of `tuned`, a PEFT LoRA adapter or a full checkpoint of the model in `base`.
 
     Args:
       base: folder of the model before fine-tuning.
@@ -147,6 +153,8 @@ def compute_directions(
       skip_last: how many final layers get none.
       model_name: defaults to the name of the folder `tuned`.
       progress: called after every matrix.
+      cache: keeps and gives back results of whole matrices; none by default.
+      observe: called with every matrix's result.
 
     Raises:
       ConfigurationError: a folder is missing or unreadable, the adapter is not plain LoRA, the two
@@ -156,14 +164,13 @@ def compute_directions(
     require_folder(tuned, "--tuned")
     require_family(base)
     layers = layer_count(base)
-    writers = adapter_writers(base, tuned) if is_adapter(tuned) else checkpoint_writers(base, tuned)
-    chosen = _monitored(writers, layers - skip_last)
+    chosen = _monitored(_writers(base, tuned, cache or Cache()), layers - skip_last)
     if not chosen:
         raise ConfigurationError(
             f"{tuned} trains neither o_proj nor down_proj of the first "
             f"{max(layers - skip_last, 0)} layers; there is nothing to monitor"
         )
-    found = _decompose(chosen, top_k, progress)
+    found = _decompose(chosen, top_k, progress, observe)
     entries = _entries(found)
     if not entries:
         raise ConfigurationError(_no_difference(base, tuned, found))
@@ -171,6 +178,12 @@ def compute_directions(
     name = model_name or tuned.resolve().name
     manifest = _manifest(name, base, tuned, found, layers, top_k, skip_last)
     return Directions(vectors, entries, manifest)
+
+
+def _writers(base: Path, tuned: Path, cache: Cache) -> list[Writer]:
+    if is_adapter(tuned):
+        return adapter_writers(base, tuned) + saved_writers(base, tuned, cache)
+    return checkpoint_writers(base, tuned, cache)
 
 
 def _monitored(writers: Sequence[Writer], end: int) -> list[Writer]:
@@ -181,24 +194,25 @@ def _monitored(writers: Sequence[Writer], end: int) -> list[Writer]:
 
 
 def _decompose(
-    writers: Sequence[Writer], top_k: int, progress: Progress
+    writers: Sequence[Writer], top_k: int, progress: Progress, observe: Observer
 ) -> dict[Writer, LeftSingular]:
     found = {}
     for done, writer in enumerate(writers, start=1):
         found[writer] = writer.decompose(top_k)
+        observe(writer, found[writer])
         progress(done, len(writers))
     return found
 
 
-def _matrix(writer: Writer) -> str:
-    """Its name as in the paper: "O23"."""
+def matrix_name(writer: Writer) -> str:
+    """Name of a matrix as in the paper: "O23"."""
     return f"{_LETTER[writer.kind]}{writer.layer}"
 
 
 def _entries(found: Mapping[Writer, LeftSingular]) -> tuple[DirectionEntry, ...]:
     return tuple(
         DirectionEntry(
-            f"{_matrix(writer)}_u{index}", writer.layer, writer.kind, index, float(value)
+            f"{matrix_name(writer)}_u{index}", writer.layer, writer.kind, index, float(value)
         )
         for writer, part in found.items()
         for index, value in enumerate(part.values)
@@ -228,14 +242,16 @@ def _manifest(
     skip_last: int,
 ) -> Manifest:
     base_files, tuned_files = hash_files(model_files(base)), hash_files(_tuned_files(tuned))
-    rounding = {_matrix(writer): part.rounding for writer, part in found.items() if part.rounding}
+    rounding = {
+        matrix_name(writer): part.rounding for writer, part in found.items() if part.rounding
+    }
     return Manifest(
         model_name=name,
         base_files=base_files,
         tuned_files=tuned_files,
         base_hash=combined_hash(base_files),
         tuned_hash=combined_hash(tuned_files),
-        ranks={_matrix(w): len(part.values) for w, part in found.items() if len(part.values)},
+        ranks={matrix_name(w): len(part.values) for w, part in found.items() if len(part.values)},
         hidden_size=int(next(iter(found.values())).vectors.shape[1]),
         layers=layers,
         top_k=top_k,

@@ -25,6 +25,8 @@ never rounded, is not charged with bfloat16.
 """
 
 import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -37,61 +39,67 @@ variance in a square matrix its cosine with the measured one is 0.87 at 1.25 tim
 (Benaych-Georges & Nadakuditi 2012, arXiv 1103.2221). It also covers that the largest singular
 value of noise exceeds the edge a little in small matrices.
 """
-_NARROW = (torch.bfloat16, torch.float16, torch.float32)  # coarsest first
-_ROWS = 256  # a block of rows at a time, so that no second float64 copy of the matrices is needed
+NARROW = (torch.bfloat16, torch.float16, torch.float32)
+"""Dtypes that weights may have been rounded to, coarsest first."""
 
 
-def precision(weights: Tensor) -> torch.dtype:
-    """The coarsest dtype that holds every weight exactly.
+@dataclass(frozen=True, slots=True)
+class Noise:
+    """Rounding errors as large as the precisions of both matrices allow."""
 
-    Not always the one they are stored in: weights rounded to bfloat16 may be saved as float32.
+    edge: float  # about the largest singular value of such errors
+    energy: float  # the sum of the squares of all their singular values
+
+
+def rounding_noise(pieces: Iterable[tuple[Tensor, Tensor]], dtypes: Iterable[torch.dtype]) -> Noise:
+    """What rounding may have added to the difference of two matrices.
+
+    Args:
+      pieces: rows of base and tuned, [rows, in] each, as stored, one after the other.
+      dtypes: the precisions of the two.
     """
-    narrower = (dtype for dtype in _NARROW if torch.equal(weights.to(dtype).to(weights), weights))
-    return next(narrower, weights.dtype)
+    dtypes = set(dtypes)
+    rows: list[Tensor] = []
+    columns: Tensor | float = 0.0
+    for before, after in pieces:
+        variance = (_squared_ulp(before, dtypes) + _squared_ulp(after, dtypes)) / 12
+        rows.append(variance.sum(dim=1, dtype=torch.float64))
+        columns = columns + variance.sum(dim=0, dtype=torch.float64)
+    per_row, per_column = torch.cat(rows), torch.as_tensor(columns)
+    edge = float(per_row.max().sqrt() + per_column.max().sqrt())
+    return Noise(edge, float(per_row.sum()))
 
 
-def rounding_floor(base: Tensor, tuned: Tensor, values: Tensor) -> float:
+def rounding_floor(noise: Noise, rest: Callable[[float], float]) -> float:
     """The largest singular value of tuned minus base that may be rounding.
 
     Args:
-      base: [out, in], in the dtype it is stored in (a floating type of torch).
-      tuned: [out, in], likewise.
-      values: all singular values of tuned minus base, float64, largest first.
+      noise: see `rounding_noise`.
+      rest: takes a bound; returns the Frobenius norm of the part of tuned minus base whose
+        singular values do not exceed it.
 
     Returns:
       A bound in the unit of the singular values; 0 where the difference has no noise.
     """
-    most, energy = _noise(base, tuned)
-    edge = most
-    while True:
-        rest = float(torch.linalg.vector_norm(values[values <= MARGIN * edge]))
-        measured = most * min(1.0, rest / math.sqrt(energy))
+    edge = noise.edge
+    while noise.energy:
+        measured = noise.edge * min(1.0, rest(MARGIN * edge) / math.sqrt(noise.energy))
         if measured >= edge:
             return MARGIN * edge
         edge = measured
-
-
-def _noise(base: Tensor, tuned: Tensor) -> tuple[float, float]:
-    """Edge and energy of rounding errors as large as both precisions allow."""
-    dtypes = {precision(base), precision(tuned)}
-    rows, columns = [], torch.zeros(base.shape[1], dtype=torch.float64)
-    for before, after in zip(base.split(_ROWS), tuned.split(_ROWS), strict=True):
-        variance = (_squared_ulp(before, dtypes) + _squared_ulp(after, dtypes)) / 12
-        rows.append(variance.sum(dim=1))
-        columns += variance.sum(dim=0)
-    per_row = torch.cat(rows)
-    edge = float(per_row.max().sqrt() + columns.max().sqrt())
-    return edge, float(per_row.sum())
+    return 0.0
 
 
 def _squared_ulp(weights: Tensor, dtypes: set[torch.dtype]) -> Tensor:
-    """Square of the unit in the last place, float64, in the dtype where it is largest."""
-    magnitudes = weights.double().abs()
-    units = [_ulp(magnitudes, torch.finfo(dtype)) for dtype in dtypes]
-    return torch.stack(units).amax(dim=0).square()
-
-
-def _ulp(magnitudes: Tensor, dtype: torch.finfo) -> Tensor:
+    """Square of the unit in the last place, in the dtype where it is largest."""
+    powers = _powers_of_two(weights)
     # Below the smallest normal number the spacing no longer shrinks.
-    exponents = torch.frexp(magnitudes.clamp_min(dtype.tiny)).exponent
-    return dtype.eps * torch.exp2(exponents.double() - 1)
+    units = [powers.clamp_min(info.tiny) * info.eps for info in map(torch.finfo, dtypes)]
+    return torch.stack(units).amax(dim=0).square_()
+
+
+def _powers_of_two(weights: Tensor) -> Tensor:
+    """The largest powers of two that the magnitudes reach: their bits without sign and fraction."""
+    if weights.dtype == torch.float64:
+        return weights.view(torch.int64).bitwise_and(0x7FF << 52).view(torch.float64)
+    return weights.float().view(torch.int32).bitwise_and(0x7F800000).view(torch.float32)

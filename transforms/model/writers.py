@@ -33,7 +33,15 @@ class LeftSingular:
 
     vectors: NDArray[np.float64]  # [k, out], unit rows, signs as by `fix_signs`
     values: NDArray[np.float64]  # [k], largest first
+    energy: float  # sum of the squares of all singular values
     rounding: Rounding | None = None  # None where nothing was rounded: an adapter's factors
+    change: float | None = None  # Frobenius norm of the difference over that of the base's matrix
+    fallback: bool = False  # whether the fast way could not be verified, see `svd`
+
+    @property
+    def captured(self) -> float:
+        """Share of the difference's energy along the vectors, 0 to 1."""
+        return float(np.square(self.values).sum() / self.energy) if self.energy else 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +68,8 @@ def place(module: str) -> tuple[int, str] | None:
 def numerical_floor(largest: float, shape: tuple[int, int]) -> float:
     """Up to where float64 singular values are errors of the decomposition itself.
 
-    s0 * max(in, out) * eps, the rule of LAPACK users (Golub & Van Loan 5.4.1).
+    s0 * max(in, out) * eps, the rule of LAPACK users (Golub & Van Loan 5.4.1). Square roots of a
+    Gram matrix's eigenvalues have the root of that as theirs.
     """
     return largest * max(shape) * float(np.finfo(np.float64).eps)
 
