@@ -1,12 +1,7 @@
 """Directions of full checkpoints: against LAPACK, against the adapter, against known rounding."""
 
-import json
-import os
 import re
 import shutil
-import subprocess
-import sys
-import textwrap
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -437,59 +432,3 @@ def test_the_command_says_how_far_it_is_and_what_was_cut(
     refused = capsys.readouterr().err
     assert refused.startswith("deltawatch: no difference between ")
     assert refused.count("\n") == 1
-
-
-PEAK = """
-    import sys
-    from pathlib import Path
-    from transforms.model.directions import compute_directions
-
-    def peak_kb():
-        status = Path("/proc/self/status").read_text()
-        return int(status.partition("VmHWM:")[2].split()[0])
-
-    compute_directions(Path(sys.argv[1]), Path(sys.argv[2]))  # everything is loaded once
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
-    before = peak_kb()
-    compute_directions(Path(sys.argv[3]), Path(sys.argv[4]))
-    print(peak_kb() - before)
-"""
-LARGE = {"hidden": 256, "intermediate": 4096, "layers": 60}
-
-
-def test_one_matrix_of_each_model_is_in_memory(base: Path, tmp_path: Path) -> None:
-    tiny = fine_tune(base, tmp_path / "tiny")
-    folders = [save_large(tmp_path / name, scale) for name, scale in (("a", 1), ("b", 1.01))]
-    arguments = [base, tiny, *folders]
-    script = [sys.executable, "-c", textwrap.dedent(PEAK), *map(str, arguments)]
-    # Freed blocks go back to the system at once; glibc otherwise keeps a changing part of them.
-    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"}
-    done = subprocess.run(
-        script, cwd=ROOT, env=environment, capture_output=True, text=True, check=True
-    )
-    matrix = LARGE["hidden"] * LARGE["intermediate"] * 4
-    assert LARGE["layers"] * matrix > 250e6
-    # Two float32 matrices, the float64 difference, LAPACK's copies of it, a few intermediate ones.
-    # Both models are 120 matrices.
-    assert int(done.stdout) * 1024 < 20 * matrix
-
-
-def save_large(folder: Path, scale: float) -> Path:
-    """Both matrices of 60 layers in shards of 3 layers, 270 MB, most of them the same."""
-    folder.mkdir()
-    shard: dict[str, torch.Tensor] = {}
-    index = {}
-    for layer in range(LARGE["layers"]):
-        for name, width in (("self_attn.o_proj", "hidden"), ("mlp.down_proj", "intermediate")):
-            key = f"model.layers.{layer}.{name}.weight"
-            factor = scale if layer % 20 == 0 else 1
-            weight = torch.ones(LARGE["hidden"], LARGE[width]).triu_()
-            shard[key] = weight * factor
-            index[key] = f"model-{layer // 3}.safetensors"
-        if layer % 3 == 2:
-            save_file(shard, folder / index[key])
-            shard = {}
-    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": index}))
-    sizes = {"hidden_size": LARGE["hidden"], "num_hidden_layers": LARGE["layers"]}
-    (folder / CONFIG).write_text(json.dumps({"model_type": "llama", **sizes}))
-    return folder
