@@ -13,14 +13,16 @@ from lapack import svd_of_merged_difference
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from tiny_models import HIDDEN, LAYERS, edit, save_tiny
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, Phi3Config, Phi3ForCausalLM
 
 from schemas.errors import ConfigurationError
 from transforms.model import directions as artefact
-from transforms.model.directions import Directions, check_model, compute_directions
+from transforms.model.adapter import adapter_writers
+from transforms.model.directions import Directions, check_model, compute_directions, matrix_name
 
 RANK = 4
 WRITERS = ["o_proj", "down_proj"]
+WEIGHTS = "adapter_model.safetensors"
 
 
 @pytest.fixture(scope="module")
@@ -74,6 +76,52 @@ def test_variants_of_lora_against_lapack(
     tuned = train(tiny_base, tmp_path / "tuned", **options)
     found = compute_directions(tiny_base, tuned, skip_last=1)
     assert_same_as_merged(found, tiny_base, tuned, range(LAYERS - 1))
+
+
+def test_matrices_that_an_adapter_brings_whole(tiny_base: Path, tmp_path: Path) -> None:
+    """`modules_to_save`: down_proj and the head are trained as they are, o_proj by LoRA."""
+    saved = {"modules_to_save": ["down_proj", "lm_head"], "target_modules": ["o_proj"]}
+    tuned = train(tiny_base, tmp_path / "tuned", **saved)
+    weights = load_file(tuned / WEIGHTS)
+    for name in [name for name in weights if name.endswith("down_proj.weight")]:
+        weights[name] += 1e-3 * torch.randn_like(weights[name])
+    save_file(weights, tuned / WEIGHTS)
+    found = compute_directions(tiny_base, tuned, skip_last=1)
+    assert set(found.manifest.ranks.values()) == {RANK, 20}
+    assert set(found.manifest.rounding) == {f"D{layer}" for layer in range(LAYERS - 1)}
+    assert_prefix_of_merged(found, tiny_base, tuned, range(LAYERS - 1))
+
+
+def assert_prefix_of_merged(found: Directions, base: Path, tuned: Path, layers: range) -> None:
+    for matrix, (u, _) in svd_of_merged_difference(base, tuned, layers).items():
+        rows = [i for i, e in enumerate(found.entries) if e.name.startswith(f"{matrix}_")]
+        cosines = np.abs((found.vectors[rows] @ u[:, : len(rows)]).diagonal())
+        assert cosines.min() > 0.9999
+
+
+def test_a_saved_matrix_of_another_base_is_refused(tiny_base: Path, tmp_path: Path) -> None:
+    saved = {"modules_to_save": ["down_proj"], "target_modules": ["o_proj"]}
+    tuned = train(tiny_base, tmp_path / "tuned", **saved)
+    other = save_tiny(tmp_path / "other", intermediate=40)
+    with pytest.raises(ConfigurationError, match=r"another base: .*down_proj\.weight of 24x36"):
+        compute_directions(other, tuned)
+
+
+def test_adapters_beside_fused_projections(tmp_path: Path) -> None:
+    """Phi-3 has its queries, keys and values in one matrix, and its gates and ups in another."""
+    torch.manual_seed(0)
+    sizes = {"hidden_size": HIDDEN, "intermediate_size": 36, "num_hidden_layers": 2}
+    config = Phi3Config(vocab_size=40, num_attention_heads=4, pad_token_id=0, **sizes)
+    Phi3ForCausalLM(config).save_pretrained(tmp_path / "base")
+    modules = {"target_modules": ["qkv_proj", "gate_up_proj", *WRITERS]}
+    tuned = train(tmp_path / "base", tmp_path / "tuned", **modules)
+    exact = svd_of_merged_difference(tmp_path / "base", tuned, range(2))
+    writers = adapter_writers(tmp_path / "base", tuned)
+    assert {matrix_name(writer) for writer in writers} == exact.keys()
+    for writer in writers:
+        found, (u, s) = writer.decompose(20), exact[matrix_name(writer)]
+        np.testing.assert_allclose(found.values, s[:RANK], rtol=1e-6)
+        assert np.abs((found.vectors @ u[:, :RANK]).diagonal()).min() > 0.999999
 
 
 def test_order_names_signs_and_lengths(tiny_base: Path, tmp_path: Path) -> None:

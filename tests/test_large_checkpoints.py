@@ -21,7 +21,10 @@ from tiny_models import LAYERS, save_tiny
 
 from pipeline.cli import main
 from transforms.model import directions as artefact
+from transforms.model.difference import left_singular
 from transforms.model.directions import compute_directions
+from transforms.model.pair import Pair
+from transforms.model.rounding import rounding_floor, rounding_noise
 
 ROOT = Path(__file__).parent.parent
 WEIGHTS = "model.safetensors"
@@ -117,7 +120,22 @@ def test_a_layer_of_8b_in_the_memory_of_three_matrices(small: Path, tmp_path: Pa
     assert np.abs((found.vectors * true).sum(axis=1)).min() > 0.99
     rounding = found.manifest.rounding["D0"]
     assert (rounding.cut, rounding.tuned_precision) == (20 - RANK, "bfloat16")
-    assert found.entries[-1].singular_value > rounding.floor > 0.1
+    assert found.entries[-1].singular_value > rounding.floor > 0
+
+
+def test_the_floor_of_a_large_matrix_is_that_of_all_its_values() -> None:
+    """Of a large one only a few singular values are known, and how long the rest is together."""
+    torch.manual_seed(0)
+    base = (0.02 * torch.randn(1100, 1200)).bfloat16()
+    tuned = (base + 0.002 * torch.randn(1100, 5) @ torch.randn(5, 1200)).bfloat16()
+    found = left_singular(Pair.of(base, tuned), 20)
+    u, s, _ = np.linalg.svd((tuned.double() - base.double()).numpy())
+    noise = rounding_noise([(base, tuned)], {torch.bfloat16})
+    floor = rounding_floor(noise, lambda bound: float(np.linalg.norm(s[s <= bound])))
+    assert found.rounding is not None
+    assert found.rounding.floor == pytest.approx(floor, rel=1e-6)
+    assert len(found.values) == np.sum(s > floor) == 5
+    assert np.abs((found.vectors @ u[:, :5]).diagonal()).min() > 0.9999
 
 
 LARGE = {"hidden": 256, "intermediate": 4096, "layers": 60}

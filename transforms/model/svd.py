@@ -152,7 +152,8 @@ class _Basis:
         inside = image @ self._rows.T
         self._projected[start : self._size, : self._size] = inside
         self._projected[: self._size, start : self._size] = inside.T
-        self._rest = _outside(image, self._rows)
+        # A second projection, because the first leaves rounding errors.
+        self._rest = _outside(image - inside @ self._rows, self._rows)
         self._next = _orthonormal(self._rest, self._rows)
 
     def leading(self, top_k: int, floor: Floor, energy: float) -> Leading | None:
@@ -187,26 +188,28 @@ def _roots(squares: Tensor) -> Tensor:
 
 
 def _outside(block: Tensor, basis: Tensor) -> Tensor:
-    """The block less its projection on the basis; twice, because once leaves rounding errors."""
-    for _ in range(2):
-        block = block - (block @ basis.T) @ basis
-    return block
+    """The block less its projection on the basis."""
+    return block - (block @ basis.T) @ basis
 
 
 def _orthonormal(block: Tensor, basis: Tensor) -> Tensor:
     """Orthonormal rows that span those of the block, and are orthogonal to the basis.
 
     Rows of the block that depend on each other to the last bit become random ones instead.
-    Scaled by the eigenvectors of the block's Gram matrix (Stathopoulos & Wu 2002), which costs
-    two products where Householder's QR goes column by column; three times, as each is good to half
-    of the digits only.
     """
-    for _ in range(3):
-        block = _outside(block, basis)
-        squares, turn = torch.linalg.eigh(block @ block.T)
-        scale = squares.clamp_min(float(squares[-1]) * _EPS).rsqrt()
-        block = (turn * scale).T @ block
-    return block
+    for _ in range(2):
+        block = _outside(_scaled(block), basis)
+    return _scaled(block)
+
+
+def _scaled(block: Tensor) -> Tensor:
+    """Rows nearly orthonormal: to half of the digits, or all if they nearly were before.
+
+    By the eigenvectors of the block's Gram matrix (Stathopoulos & Wu 2002): two products, where
+    Householder's QR goes column by column.
+    """
+    squares, turn = torch.linalg.eigh(block @ block.T)
+    return (turn * squares.clamp_min(float(squares[-1]) * _EPS).rsqrt()).T @ block
 
 
 def _small(residuals: Tensor, values: Tensor) -> bool:
