@@ -363,7 +363,10 @@ REFUSED = {
     "a tensor lost": (without(O1), r"has no self_attn\.o_proj\.weight of layer 1"),
     "other names": (with_other_names, r"has no mlp\.down_proj\.weight of layer 0"),
     "two of a name": (doubled, f"has both .*{O1} and"),
-    "other family": (edit(CONFIG, lambda c: c.update(model_type="gemma2")), "its model_type is gemma2"),
+    "other family": (
+        edit(CONFIG, lambda c: c.update(model_type="gemma2")),
+        "its model_type is gemma2",
+    ),
     "other kind": (edit(CONFIG, lambda c: c.update(model_type="qwen2")), "its model_type is qwen2"),
     "other shape": (change(D1, by=lambda w: w[:, 1:].contiguous()), r"24x35, in --base \S+ 24x36"),
     "NaN": (change(D1, by=lambda w: w.clone().fill_(torch.nan)), f"NaN or Inf in {D1}"),
