@@ -17,6 +17,7 @@ from tiny_families import (
     HIDDEN,
     LAYERS,
     TINY,
+    config_of,
     fine_tune,
     layers_of,
     load,
@@ -30,6 +31,7 @@ from schemas.errors import ConfigurationError
 from schemas.records import STEPS_PER_UNIT, Role
 from transforms.model import loading
 from transforms.model.change import Change
+from transforms.model.difference import left_singular
 from transforms.model.directions import Directions, compute_directions
 from transforms.model.experts import Stack
 from transforms.model.families import FAMILIES
@@ -79,7 +81,7 @@ def exact_directions(case: str, base: Any, tuned: Any, end: int) -> dict[str, np
 
 
 def test_every_family_of_the_table_is_tested() -> None:
-    assert {tiny.model_type or case for case, tiny in TINY.items()} == set(FAMILIES)
+    assert {config_of(case).get_text_config().model_type for case in TINY} == set(FAMILIES)
 
 
 @pytest.mark.parametrize("how", ["checkpoint", "adapter"])
@@ -233,7 +235,8 @@ def test_whether_mlp_and_attention_read_the_same_input(
     silence(case, layer, "D")
     states_after(model, 0)
     same = torch.equal(*seen)
-    assert same == ("sequential" not in case and FAMILIES[model.config.model_type].parallel != "no")
+    family = FAMILIES[model.config.get_text_config().model_type]
+    assert same == ("sequential" not in case and family.parallel != "no")
 
 
 # --- norms in between --------------------------------------------------------------------------
@@ -259,7 +262,7 @@ def test_a_norm_that_was_only_rounded_adds_nothing(
                 weight = getattr(layer, name).weight
                 weight.copy_(weight.to(torch.bfloat16))
     model.save_pretrained(tmp_path / "tuned")
-    with pytest.raises(ConfigurationError, match="no difference"):
+    with pytest.raises(ConfigurationError, match="at most another dtype"):
         compute_directions(bases("olmo2"), tmp_path / "tuned")
 
 
@@ -273,12 +276,12 @@ def test_rounding_of_weights_and_gains_is_never_kept(
     weights, gain = 0.02 * rng.normal(size=(rows, columns)), 1 + rng.normal(size=rows)
     exact = rng.normal(size=(rows, rank)) * np.geomspace(3e-4, 1e-5, 4)[:rank]
     moved = weights + exact @ rng.normal(size=(rank, columns))
-    after = gain * (1 + 1e-3 * rng.normal(size=rows)) if tuned_norm else gain
-    before, tuned, old, new = (
-        torch.from_numpy(values).to(torch.bfloat16) for values in (weights, moved, gain, after)
+    before, tuned, old = (
+        torch.from_numpy(values).to(torch.bfloat16) for values in (weights, moved, gain)
     )
-    if tuned_norm:  # all of the norm's change is rounding
-        new = old + (torch.rand(rows) < 0.3) * old * 2**-8
+    new = old
+    if tuned_norm:  # by a unit in the last place here and there: rounding
+        new = old + torch.from_numpy(rng.random(rows) < 0.3) * old * 2**-8
     change = Change(gains_of(old, new, one_plus=False))
     change.add(before, tuned)
     assert len(change.left_singular(20).values) <= rank
@@ -301,6 +304,28 @@ def test_a_stack_is_its_matrices_side_by_side(seed: int, widths: list[int]) -> N
     )
     np.testing.assert_allclose(u * values**2 @ u.T, whole @ whole.T, atol=1e-13 * values[0] ** 2)
     assert stack.columns == whole.shape[1]
+
+
+@given(seed=st.integers(0, 2**32 - 1))
+def test_experts_are_cut_like_one_wide_matrix(seed: int) -> None:
+    torch.manual_seed(seed)
+    base = 0.02 * torch.randn(40, 120)
+    tuned = base + 1e-3 * torch.randn(40, 2) @ torch.randn(2, 120) * torch.randn(120)
+    tuned = tuned.to(torch.bfloat16)
+    change = Change()
+    for one, other in zip(base.split(30, dim=1), tuned.split(30, dim=1), strict=True):
+        change.add(one, other)
+    found, whole = change.left_singular(9), left_singular(base, tuned, 9)
+    assert found.rounding is not None
+    assert whole.rounding is not None
+    np.testing.assert_allclose(found.rounding.floor, whole.rounding.floor, rtol=1e-9)
+    assert (found.rounding.base_precision, found.rounding.tuned_precision) == (
+        "float32",
+        "bfloat16",
+    )
+    np.testing.assert_allclose(found.values, whole.values, rtol=1e-9)
+    np.testing.assert_allclose(found.vectors, whole.vectors, atol=1e-9)
+    assert 1 <= len(found.values) < 9
 
 
 def fuse(folder: Path, out: Path) -> Path:

@@ -28,6 +28,20 @@ _USUAL = {
 }
 _LLAMA = _USUAL | {"intermediate_size": 36, "num_key_value_heads": 2}
 _GEMMA = _LLAMA | {"head_dim": 6, "sliding_window": 4}
+_IMAGES = {
+    "hidden_size": 16,
+    "intermediate_size": 20,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "image_size": 28,
+    "patch_size": 14,
+}
+_IMAGE_TOKENS = {
+    "mm_tokens_per_image": 4,
+    "image_token_index": 39,
+    "boi_token_index": 38,
+    "eoi_token_index": 37,
+}
 _EXPERTS = {"num_experts_per_tok": 2, "num_experts": 4, "moe_intermediate_size": 12}
 
 
@@ -82,6 +96,14 @@ TINY: dict[str, Tiny] = {
     "phi3": Tiny(_LLAMA, _o_proj, _down_proj),
     "gemma2": Tiny(_GEMMA, _o_proj, _down_proj, _NORMS, one_plus=True),
     "gemma3_text": Tiny(_GEMMA, _o_proj, _down_proj, _NORMS, one_plus=True),
+    "gemma3, reads images": Tiny(
+        {"text_config": _GEMMA, "vision_config": _IMAGES, **_IMAGE_TOKENS},
+        _o_proj,
+        _down_proj,
+        _NORMS,
+        one_plus=True,
+        model_type="gemma3",
+    ),
     "olmo2": Tiny(_LLAMA, _o_proj, _down_proj, _NORMS),
     "gpt_neox": Tiny(_USUAL | {"intermediate_size": 36}, **_NEOX),
     "gpt_neox, sequential": Tiny(
@@ -129,11 +151,15 @@ TINY: dict[str, Tiny] = {
 }
 
 
+def config_of(case: str) -> Any:
+    """Its configuration, as transformers has it."""
+    return CONFIG_MAPPING[TINY[case].model_type or case](**TINY[case].config)
+
+
 def save_family(case: str, folder: Path, seed: int = 0) -> Path:
     """Save a random model, float32, in which no norm, bias or position is trivial."""
     torch.manual_seed(seed)
-    kind = TINY[case].model_type or case
-    model = AutoModelForCausalLM.from_config(CONFIG_MAPPING[kind](**TINY[case].config))
+    model = AutoModelForCausalLM.from_config(config_of(case))
     with torch.no_grad():
         for weight in model.parameters():
             weight += (0.3 if weight.ndim == 1 else 0.05) * torch.randn_like(weight)
@@ -175,7 +201,7 @@ def train(case: str, base: Path, out: Path, **options: Any) -> Path:
 
 def layers_of(model: PreTrainedModel) -> Any:
     """The decoder layers."""
-    trunk = model.base_model
+    trunk = getattr(model.base_model, "language_model", model.base_model)
     return trunk.h if hasattr(trunk, "h") else trunk.layers
 
 
