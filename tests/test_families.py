@@ -26,6 +26,7 @@ from tiny_families import (
     written_with,
 )
 from tiny_models import edit
+from transformers import MixtralConfig, MixtralForCausalLM
 
 from schemas.errors import ConfigurationError
 from schemas.records import STEPS_PER_UNIT, Role
@@ -370,6 +371,22 @@ def test_an_adapter_with_a_module_for_every_expert(
     torch.testing.assert_close(weights[0][name], weights[1][name])
 
 
+def test_patterns_of_rank_and_alpha_hold_for_fused_experts(
+    bases: Callable[[str], Path], tmp_path: Path
+) -> None:
+    options = {"rank_pattern": {"experts.down_proj": 2}, "alpha_pattern": {"down_proj": 5}}
+    base, case = bases("qwen2_moe"), "qwen2_moe"
+    tuned = train(case, base, tmp_path / "tuned", **options)
+    found = compute_directions(base, tuned)
+    model = PeftModel.from_pretrained(load(base), str(tuned)).merge_and_unload()
+    layers = [layers_of(each)[0] for each in (load(base), model)]
+    before, after = (written_with(case, layer)["D"] for layer in layers)
+    values = [entry.singular_value for entry in found.entries if entry.name.startswith("D0_")]
+    assert len(values) == 4 * 2 + 3
+    expected = np.linalg.svd(after - before, compute_uv=False)[: len(values)]
+    np.testing.assert_allclose(values, expected, rtol=1e-4)
+
+
 def apart_again(tensors: dict[str, torch.Tensor]) -> Any:
     for key, tensor in tensors.items():
         prefix, found, rest = key.partition("mlp.experts.")
@@ -385,17 +402,43 @@ def apart_again(tensors: dict[str, torch.Tensor]) -> Any:
                 yield f"{module}.{rest.removeprefix('base_layer.')}", half.clone()
 
 
-def test_other_experts_are_another_base(bases: Callable[[str], Path], tmp_path: Path) -> None:
-    base = bases("mixtral")
-    tuned = shutil.copytree(base, tmp_path / "tuned")
-    tensors = load_file(base / WEIGHTS)
-    fewer = {key: value for key, value in tensors.items() if "experts.3." not in key}
-    save_file(fewer, tuned / WEIGHTS, {"format": "pt"})
+def drop(folder: Path, *names: str) -> None:
+    """Delete the tensors whose names hold one of these."""
+    kept = {
+        key: value
+        for key, value in load_file(folder / WEIGHTS).items()
+        if not any(name in key for name in names)
+    }
+    save_file(kept, folder / WEIGHTS, {"format": "pt"})
+
+
+def test_a_checkpoint_with_fewer_experts_is_of_another_base(
+    bases: Callable[[str], Path], tmp_path: Path
+) -> None:
+    tuned = shutil.copytree(bases("mixtral"), tmp_path / "tuned")
+    drop(tuned, "experts.3.")
     with pytest.raises(ConfigurationError, match=r"it has 3 matrices like .*w2.*has 4"):
-        compute_directions(base, tuned)
-    adapter = train("mixtral", base, tmp_path / "adapter")
-    with pytest.raises(ConfigurationError, match=r"down_proj is 4 in its weights and 3 in its"):
-        compute_directions(tuned, adapter)
+        compute_directions(bases("mixtral"), tuned)
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        ({"num_local_experts": 3}, "rank .*experts.down_proj is 4 in its weights and 3 in its"),
+        ({"num_local_experts": 5}, r"12 rows for all experts of .*, the base has 5 experts"),
+        ({"num_hidden_layers": 4}, r"experts of .*layers\.4\.mlp.experts, the base has 0 experts"),
+        ({"intermediate_size": 40}, r"24x36 in the adapter, 24x40 in"),
+    ],
+)
+def test_an_adapter_of_other_experts_is_refused(
+    bases: Callable[[str], Path], tmp_path: Path, config: dict[str, int], words: str
+) -> None:
+    adapter = train("mixtral", bases("mixtral"), tmp_path / "adapter")
+    other = MixtralConfig(**TINY["mixtral"].config | config)
+    MixtralForCausalLM(other).save_pretrained(tmp_path / "other")
+    with pytest.raises(ConfigurationError, match=words) as caught:
+        compute_directions(tmp_path / "other", adapter)
+    assert "\n" not in str(caught.value)
 
 
 # --- names and refusals ------------------------------------------------------------------------
@@ -437,9 +480,7 @@ def test_a_checkpoint_without_the_norm_in_between_is_refused(
     bases: Callable[[str], Path], tmp_path: Path
 ) -> None:
     tuned = fine_tune(bases("olmo2"), tmp_path / "tuned")
-    tensors = load_file(tuned / WEIGHTS)
-    del tensors["model.layers.2.post_feedforward_layernorm.weight"]
-    save_file(tensors, tuned / WEIGHTS, {"format": "pt"})
+    drop(tuned, "layers.2.post_feedforward_layernorm.weight")
     with pytest.raises(
         ConfigurationError, match=r"no post_feedforward_layernorm.weight of layer 2"
     ):

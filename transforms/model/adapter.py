@@ -33,7 +33,7 @@ from transforms.model.checkpoint import (
     tokenizer_files,
 )
 from transforms.model.experts import Stack, split_fused
-from transforms.model.families import FUSED, KINDS, Experts, Family, Place
+from transforms.model.families import FUSED, Experts, Family, Place
 from transforms.model.stored import StoredWriter, stored_writers
 from transforms.model.writers import LeftSingular, Writer, fix_signs, numerical_floor
 
@@ -155,20 +155,20 @@ def _apart(
     every further parameter of it; their shapes say which is which.
     """
     name = module.replace(".base_layer", "")
-    layer, path = family.split(name)
-    writer = stored.get((layer or 0, KINDS[1]))
-    if not isinstance(family.mlp, Experts) or path != family.mlp.container or writer is None:
+    if not isinstance(family.mlp, Experts) or family.split(name)[1] != family.mlp.container:
         return [(module, a, b)]
+    fused = f"{name}.{family.mlp.fused.rpartition('.')[2]}"
+    place = family.place(fused)
+    writer = None if place is None else stored.get((place.layer, place.kind))
+    experts = 0 if writer is None else sum(part.isdecimal() for part in writer.parts)
+    if writer is None or experts == 0 or a.shape[0] % experts:
+        raise ConfigurationError(
+            f"adapter was made for another base: it has {a.shape[0]} rows for all experts of "
+            f"{name}, the base has {experts} experts there"
+        )
     rows, columns = writer.shape("0")
     if (b.shape[0], a.shape[1]) == (2 * columns, rows):
         return []  # gate and up
-    experts = sum(part.isdecimal() for part in writer.parts)
-    if a.shape[0] % experts:
-        raise ConfigurationError(
-            f"adapter was made for another base: rank {a.shape[0]} of all experts of {name} "
-            f"together, {experts} experts in the base"
-        )
-    fused = f"{name}.{family.mlp.fused.rpartition('.')[2]}"
     return [(fused, *pair) for pair in split_fused(a, b, experts)]
 
 

@@ -146,11 +146,14 @@ def decoder_layers(trunk: nn.Module) -> nn.ModuleList:
 
 
 def _cut(model: PreTrainedModel, last_layer: int) -> nn.Module:
+    # A model that also reads images holds its language model inside.
     trunk: Any = getattr(model.base_model, "language_model", model.base_model)
-    family = FAMILIES.get(trunk.config.model_type)
-    if family is None:
-        raise ConfigurationError(f"{type(model).__name__} is of no known family")
-    layers = decoder_layers(trunk)
+    if trunk.config.model_type not in FAMILIES:
+        raise ConfigurationError(
+            f"the language model is not found in {type(model).__name__}; save it alone, and add "
+            "its family as docs/architectures.md says"
+        )
+    family, layers = FAMILIES[trunk.config.model_type], decoder_layers(trunk)
     if last_layer >= len(layers):
         raise ConfigurationError(
             f"the directions reach layer {last_layer}, the model has {len(layers)} layers; "
