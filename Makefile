@@ -13,7 +13,7 @@ RECORDS ?= 20000
 FAULTS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-ranges test faults fuzz lint figures clean
+.PHONY: help setup demo demo-ranges test faults fuzz lint docs figures clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -53,6 +53,9 @@ lint: setup ## Check format, style, types and the direction of imports
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports --cache-dir build/cache/import-linter
+
+docs: setup ## Write the tables of the documents that are made from the code
+	@$(BIN)/python bench/architectures.py
 
 figures: setup ## Measure the policies on a folder of logs: make figures DATA=FOLDER
 	@test -n "$(DATA)" || { echo "say where the logs are: make figures DATA=FOLDER" >&2; exit 2; }

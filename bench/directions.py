@@ -65,8 +65,11 @@ def timed(work: Callable[[], Any]) -> tuple[float, Any]:
 
 def directions_of(matrix: Tensor, top_k: int) -> svd.Leading:
     """What is done with the difference of two large matrices, without a cut."""
-    gram = svd.gram_of(lambda start, end: matrix[start:end].double(), len(matrix))
-    return svd.by_gram(gram, top_k, lambda values, energy: 0.0)
+
+    def gram(dtype: torch.dtype) -> Tensor:
+        return svd.gram_of(lambda start, end: matrix[start:end].double(), len(matrix), dtype)
+
+    return svd.by_grams(gram, top_k, lambda values, energy: 0.0)
 
 
 def compare(matrix: Tensor, found: Tensor, exact: Tensor, values: Tensor) -> dict[str, float]:

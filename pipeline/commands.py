@@ -45,7 +45,7 @@ def _directions(known: argparse.Namespace, _: Sequence[str]) -> int:
     cache, table = Cache(kept), Table()
     found = directions.compute_directions(
         known.base,
-        known.tuned,
+        tuple(known.tuned),
         known.top_k,
         known.skip_last,
         known.model_name,

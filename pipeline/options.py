@@ -89,13 +89,16 @@ def _parser() -> tuple[_Parser, dict[str, _Parser]]:
 
 def _directions_options(parser: _Parser) -> None:
     parser.add_argument("--base", type=Path, metavar="DIR", help="the model before fine-tuning")
-    parser.add_argument("--tuned", type=Path, metavar="DIR", help="checkpoint or PEFT adapter")
+    _tuned_option(parser)
     parser.add_argument("--out", type=Path, metavar="DIR", help="folder to write")
     parser.add_argument("--top-k", type=_positive, default=20, help="directions per matrix (20)")
     parser.add_argument("--skip-last", type=int, default=3, help="layers not monitored (3)")
     parser.add_argument("--model-name", help="name in alerts and archive (default: the folder's)")
     parser.add_argument(
-        "--cache", type=Path, metavar="DIR", help="keep results of matrices there (default: in OUT until done)"
+        "--cache",
+        type=Path,
+        metavar="DIR",
+        help="keep results of matrices there (default: in OUT until done)",
     )
     parser.add_argument(
         "--explain", action="store_true", help="print a table: what was found in every matrix"
@@ -113,7 +116,7 @@ def _demo_options(parser: _Parser) -> None:
 def _model_options(parser: _Parser) -> None:
     parser.add_argument("--config", type=Path, metavar="TOML", help="file with any of the options")
     parser.add_argument("--base", type=Path, metavar="DIR", help="needed where --tuned is adapter")
-    parser.add_argument("--tuned", type=Path, metavar="DIR", help="checkpoint or PEFT adapter")
+    _tuned_option(parser)
     parser.add_argument("--directions", type=Path, metavar="DIR", help="made by `directions`")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N")
     parser.add_argument("--dtype", default="auto", help="auto, float32, bfloat16, float16")
@@ -157,6 +160,12 @@ def _output_options(parser: _Parser) -> None:
     parser.add_argument("--metrics-port", type=_port, help="of /metrics, /healthz and /readyz")
 
 
+def _tuned_option(parser: _Parser) -> None:
+    parser.add_argument(
+        "--tuned", type=Path, nargs="+", metavar="DIR", help="checkpoint, or PEFT adapter(s)"
+    )
+
+
 def _kafka_option(parser: _Parser) -> None:
     parser.add_argument(
         "--kafka-properties", type=Path, metavar="FILE", help="TLS and SASL of all topics' brokers"
@@ -184,7 +193,8 @@ def _from_file(path: Path, parser: _Parser) -> dict[str, Any]:
 
 def _typed(action: argparse.Action, value: Any, path: Path) -> Any:
     """A value from the file, checked as one from the command line would be."""
-    if isinstance(value, list) == (action.nargs != "+"):
+    several = action.nargs == "+"
+    if isinstance(value, list) and not several:
         raise ConfigurationError(f"--config {path}: {action.dest} is not of the right kind")
     convert = action.type if callable(action.type) else str
     try:
@@ -193,7 +203,7 @@ def _typed(action: argparse.Action, value: Any, path: Path) -> Any:
         raise ConfigurationError(f"--config {path}: {action.dest}: {error}") from None
     if action.choices and typed[0] not in action.choices:
         raise ConfigurationError(f"--config {path}: {action.dest} is one of {action.choices}")
-    return typed if isinstance(value, list) else typed[0]
+    return typed if several else typed[0]
 
 
 def _check(known: argparse.Namespace, beam_arguments: list[str]) -> None:

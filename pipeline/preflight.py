@@ -84,9 +84,11 @@ def check_inputs(
 def check_model(known: argparse.Namespace) -> tuple[TrunkEngine, Directions]:
     """The engine, once folders, directions, tokenizer and device are known to be usable."""
     artefact = directions.load(known.directions)
-    directions.check_model(artefact, known.base, known.tuned)
+    directions.check_model(artefact, known.base, tuple(known.tuned))
     loading.placement(known.device, known.dtype)
-    engine = TrunkEngine(known.base, known.tuned, known.directions, known.device, known.dtype)
+    engine = TrunkEngine(
+        known.base, tuple(known.tuned), known.directions, known.device, known.dtype
+    )
     engine.tokenizer()
     return engine, artefact
 

@@ -23,8 +23,7 @@ from pipeline.cli import main
 from transforms.model import directions as artefact
 from transforms.model.difference import left_singular
 from transforms.model.directions import compute_directions
-from transforms.model.pair import Pair
-from transforms.model.rounding import rounding_floor, rounding_noise
+from transforms.model.rounding import noise, rounding_floor
 
 ROOT = Path(__file__).parent.parent
 WEIGHTS = "model.safetensors"
@@ -80,8 +79,8 @@ def tune(base: Path, out: Path, share: float) -> Path:
     return out
 
 
-def configure(folder: Path, hidden: int, layers: int) -> None:
-    content = {"model_type": "llama", "hidden_size": hidden, "num_hidden_layers": layers}
+def configure(folder: Path, hidden: int, layers: int, family: str = "llama") -> None:
+    content = {"model_type": family, "hidden_size": hidden, "num_hidden_layers": layers}
     (folder / "config.json").write_text(json.dumps(content))
 
 
@@ -128,10 +127,10 @@ def test_the_floor_of_a_large_matrix_is_that_of_all_its_values() -> None:
     torch.manual_seed(0)
     base = (0.02 * torch.randn(1100, 1200)).bfloat16()
     tuned = (base + 0.002 * torch.randn(1100, 5) @ torch.randn(5, 1200)).bfloat16()
-    found = left_singular(Pair.of(base, tuned), 20)
+    found = left_singular(base, tuned, 20)
     u, s, _ = np.linalg.svd((tuned.double() - base.double()).numpy())
-    noise = rounding_noise([(base, tuned)], {torch.bfloat16})
-    floor = rounding_floor(noise, lambda bound: float(np.linalg.norm(s[s <= bound])))
+    errors = noise([(base, tuned)], {torch.bfloat16})
+    floor = rounding_floor(errors, lambda bound: float(np.linalg.norm(s[s <= bound])))
     assert found.rounding is not None
     assert found.rounding.floor == pytest.approx(floor, rel=1e-6)
     assert len(found.values) == np.sum(s > floor) == 5
@@ -167,6 +166,37 @@ def save_many(folder: Path, scale: float) -> Path:
             shard = {}
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": index}))
     configure(folder, LARGE["hidden"], LARGE["layers"])
+    return folder
+
+
+def test_one_expert_of_each_model_is_in_memory(small: Path, tmp_path: Path) -> None:
+    for name, scale in (("base", 1), ("tuned", 1.01)):
+        save_experts(tmp_path / name, scale)
+    expert = LARGE["hidden"] * LARGE["intermediate"] * 4
+    assert (
+        peak_bytes(small, tmp_path, tmp_path / "out") < 20 * expert
+    )  # both models are 120 of them
+
+
+def save_experts(folder: Path, scale: float) -> Path:
+    """A layer of 60 experts and three of one in shards of 3 experts, 260 MB, most the same."""
+    folder.mkdir()
+    size, width = LARGE["hidden"], LARGE["intermediate"]
+    tensors = {
+        f"model.layers.{layer}.self_attn.o_proj.weight": torch.eye(size) for layer in range(4)
+    }
+    experts = [(0, number) for number in range(60)] + [(layer, 0) for layer in (1, 2, 3)]
+    index = {}
+    for number, (layer, expert) in enumerate(experts):
+        weight = torch.ones(size, width).triu_(expert) * (scale if expert % 10 == 0 else 1)
+        tensors[f"model.layers.{layer}.block_sparse_moe.experts.{expert}.w2.weight"] = weight
+        if number % 3 == 2:
+            name = f"model-{number // 3}.safetensors"
+            save_file(tensors, folder / name)
+            index |= dict.fromkeys(tensors, name)
+            tensors = {}
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": index}))
+    configure(folder, size, 4, "mixtral")
     return folder
 
 

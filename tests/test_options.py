@@ -40,13 +40,19 @@ def test_required_options_may_stand_in_the_file(tmp_path: Path):
     assert (known.input, known.archive) == (["x.jsonl"], Path("a"))
 
 
+def test_one_value_in_the_file_may_stand_for_a_list_of_one(tmp_path: Path):
+    config = tmp_path / "deltawatch.toml"
+    config.write_text('input = "x.jsonl"\ntuned = ["a", "b"]\ndirections = "d"\narchive = "a"\n')
+    known, _ = options.parse(["audit", f"--config={config}"])
+    assert (known.input, known.tuned) == (["x.jsonl"], [Path("a"), Path("b")])
+
+
 @pytest.mark.parametrize(
     ("content", "says"),
     [
         ("no-such-option = 1", "no_such_option"),
         ("rate = 'high'", "rate"),
         ("rate = [0.1]", "rate"),
-        ("input = 'x.jsonl'", "input"),
         ("policy = 'best'", "policy"),
         ("rate = ", "not TOML"),
     ],

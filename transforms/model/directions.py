@@ -8,6 +8,7 @@ they were made from.
 """
 
 import hashlib
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
@@ -28,14 +29,20 @@ from schemas.artefacts import (
     write_json,
 )
 from schemas.errors import ConfigurationError
-from transforms.model.adapter import adapter_files, adapter_writers, is_adapter
+from transforms.model.adapter import (
+    Tuned,
+    adapter_files,
+    adapter_writers,
+    adapters_of,
+    folders_of,
+)
 from transforms.model.cache import Cache
 from transforms.model.checkpoint import (
+    family_of,
     first_line,
     layer_count,
     model_files,
     read_object,
-    require_family,
     require_folder,
 )
 from transforms.model.difference import checkpoint_writers, saved_writers
@@ -135,7 +142,7 @@ class Directions:
 
 def compute_directions(
     base: Path,
-    tuned: Path,
+    tuned: Tuned,
     top_k: int = 20,
     skip_last: int = 3,
     model_name: str | None = None,
@@ -143,11 +150,12 @@ def compute_directions(
     cache: Cache | None = None,
     observe: Observer = lambda matrix, found: None,
 ) -> Directions:
-    """Directions of `tuned`, a PEFT LoRA adapter or a full checkpoint of the model in `base`.
+    """Directions of `tuned`, PEFT LoRA adapters or a full checkpoint of the model in `base`.
 
     Args:
       base: folder of the model before fine-tuning.
-      tuned: folder of the adapter or of the whole fine-tuned model.
+      tuned: folder of the adapter or of the whole fine-tuned model; several adapters are
+        taken together.
       top_k: bound of the directions per matrix (never more than its rank, nor than what stands
         out of rounding, see `rounding`).
       skip_last: how many final layers get none.
@@ -161,29 +169,43 @@ def compute_directions(
         are not of one base, or nothing in the monitored matrices was changed.
     """
     require_folder(base, "--base")
-    require_folder(tuned, "--tuned")
-    require_family(base)
+    adapters_of(tuned)  # refuses folders that are missing
+    family_of(base)  # refuses one that is not known
     layers = layer_count(base)
     chosen = _monitored(_writers(base, tuned, cache or Cache()), layers - skip_last)
     if not chosen:
         raise ConfigurationError(
-            f"{tuned} trains neither o_proj nor down_proj of the first "
+            f"{_named(tuned)} trains neither o_proj nor down_proj of the first "
             f"{max(layers - skip_last, 0)} layers; there is nothing to monitor"
         )
     found = _decompose(chosen, top_k, progress, observe)
     entries = _entries(found)
     if not entries:
-        raise ConfigurationError(_no_difference(base, tuned, found))
+        raise ConfigurationError(_no_difference(base, _named(tuned), found))
     vectors = np.concatenate([part.vectors for part in found.values()]).astype(np.float32)
-    name = model_name or tuned.resolve().name
+    name = model_name or "+".join(folder.resolve().name for folder in folders_of(tuned))
     manifest = _manifest(name, base, tuned, found, layers, top_k, skip_last)
     return Directions(vectors, entries, manifest)
 
 
-def _writers(base: Path, tuned: Path, cache: Cache) -> list[Writer]:
-    if is_adapter(tuned):
-        return adapter_writers(base, tuned) + saved_writers(base, tuned, cache)
-    return checkpoint_writers(base, tuned, cache)
+def _named(tuned: Tuned) -> str:
+    return " ".join(map(str, folders_of(tuned)))
+
+
+def _writers(base: Path, tuned: Tuned, cache: Cache) -> list[Writer]:
+    adapters = adapters_of(tuned)
+    if not adapters:
+        return checkpoint_writers(base, folders_of(tuned)[0], cache)
+    writers = adapter_writers(base, *adapters)
+    for adapter in adapters:
+        writers += saved_writers(base, adapter, cache)
+    for (layer, kind), times in Counter((each.layer, each.kind) for each in writers).items():
+        if times > 1:
+            raise ConfigurationError(
+                f"{kind} of layer {layer} is brought whole by one of {_named(tuned)} and changed "
+                "by another or in part; merge all into the base and give the full checkpoint"
+            )
+    return writers
 
 
 def _monitored(writers: Sequence[Writer], end: int) -> list[Writer]:
@@ -219,7 +241,7 @@ def _entries(found: Mapping[Writer, LeftSingular]) -> tuple[DirectionEntry, ...]
     )
 
 
-def _no_difference(base: Path, tuned: Path, found: Mapping[Writer, LeftSingular]) -> str:
+def _no_difference(base: Path, tuned: str, found: Mapping[Writer, LeftSingular]) -> str:
     rounded = [part.rounding for part in found.values() if part.rounding is not None]
     if not rounded:
         return f"adapter {tuned} changes nothing (all zero); train it first"
@@ -235,13 +257,13 @@ def _no_difference(base: Path, tuned: Path, found: Mapping[Writer, LeftSingular]
 def _manifest(
     name: str,
     base: Path,
-    tuned: Path,
+    tuned: Tuned,
     found: Mapping[Writer, LeftSingular],
     layers: int,
     top_k: int,
     skip_last: int,
 ) -> Manifest:
-    base_files, tuned_files = hash_files(model_files(base)), hash_files(_tuned_files(tuned))
+    base_files, tuned_files = hash_files(model_files(base)), _tuned_hashes(tuned)
     rounding = {
         matrix_name(writer): part.rounding for writer, part in found.items() if part.rounding
     }
@@ -262,26 +284,35 @@ def _manifest(
     )
 
 
-def _tuned_files(tuned: Path) -> list[Path]:
-    return adapter_files(tuned) if is_adapter(tuned) else model_files(tuned)
+def _tuned_hashes(tuned: Tuned) -> dict[str, str]:
+    """SHA-256 by file name; of several adapters each under its number."""
+    adapters = adapters_of(tuned)
+    if len(adapters) < 2:
+        folder = folders_of(tuned)[0]
+        return hash_files(adapter_files(folder) if adapters else model_files(folder))
+    return {
+        f"{number}/{name}": digest
+        for number, adapter in enumerate(adapters, start=1)
+        for name, digest in hash_files(adapter_files(adapter)).items()
+    }
 
 
-def check_model(directions: Directions, base: Path | None, tuned: Path) -> None:
+def check_model(directions: Directions, base: Path | None, tuned: Tuned) -> None:
     """Raise ConfigurationError when `base` or `tuned` is not what the directions are of.
 
     `base` may be None where `tuned` is a full checkpoint. Reads every file, about a second a GB.
     """
-    require_folder(tuned, "--tuned")
-    _check_hash("--tuned", tuned, _tuned_files(tuned), directions.manifest.tuned_hash)
+    manifest = directions.manifest
+    _check_hash(f"--tuned {_named(tuned)}", _tuned_hashes(tuned), manifest.tuned_hash)
     if base is not None:
         require_folder(base, "--base")
-        _check_hash("--base", base, model_files(base), directions.manifest.base_hash)
+        _check_hash(f"--base {base}", hash_files(model_files(base)), manifest.base_hash)
 
 
-def _check_hash(option: str, folder: Path, files: Sequence[Path], expected: str) -> None:
-    if combined_hash(hash_files(files)) != expected:
+def _check_hash(given: str, hashes: Mapping[str, str], expected: str) -> None:
+    if combined_hash(hashes) != expected:
         raise ConfigurationError(
-            f"the directions were computed for another model: {option} {folder} differs; "
+            f"the directions were computed for another model: {given} differs; "
             "run `deltawatch directions` for this one"
         )
 

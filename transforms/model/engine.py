@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from schemas.records import Cosines, Int32s
-from transforms.model import checkpoint, directions, loading
+from transforms.model import directions, loading
+from transforms.model.adapter import Tuned, folders_of
 from transforms.model.directions import Directions
 from transforms.model.trunk import Scorer
 
@@ -54,14 +55,14 @@ class TrunkEngine:
 
     Attributes:
       base: folder of the base model; None where `tuned` is a full checkpoint.
-      tuned: folder of the fine-tuned checkpoint or PEFT adapter.
+      tuned: folder of the fine-tuned checkpoint or PEFT adapter, or several adapters' folders.
       directions: folder of the directions artefact.
       device: "auto", "cpu", "cuda" or "cuda:N".
       dtype: "auto" (bfloat16 on CUDA, float32 elsewhere) or a torch dtype's name.
     """
 
     base: Path | None
-    tuned: Path
+    tuned: Tuned
     directions: Path
     device: str = "auto"
     dtype: str = "auto"
@@ -74,8 +75,8 @@ class TrunkEngine:
     @property
     def context(self) -> int:
         """The most tokens the model can take in."""
-        folder = self.tuned if self.base is None else self.base
-        return int(checkpoint.text_config(folder)["max_position_embeddings"])
+        folder = self.base or folders_of(self.tuned)[0]
+        return loading.context(folder)
 
     def tokenizer(self) -> Any:
         """The tokenizer of the fine-tuned model, or of its base where it has none."""

@@ -3,18 +3,20 @@
 Nothing is fetched and no code of the model's is run: local safetensors files only.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from peft import PeftModel
 from safetensors import SafetensorError
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from schemas.errors import ConfigurationError
-from transforms.model.adapter import adapter_files, is_adapter
+from transforms.model.adapter import Tuned, adapter_files, adapters_of, folders_of
 from transforms.model.checkpoint import first_line, require_folder
+from transforms.model.families import FAMILIES
 
 _LOCAL = {"trust_remote_code": False, "local_files_only": True}
 _TOKENIZER_CONFIG = "tokenizer_config.json"
@@ -22,7 +24,7 @@ _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torc
 
 
 def load_trunk(
-    base: Path | None, tuned: Path, last_layer: int, device: str = "auto", dtype: str = "auto"
+    base: Path | None, tuned: Tuned, last_layer: int, device: str = "auto", dtype: str = "auto"
 ) -> nn.Module:
     """Load the trunk of the tuned model, ready for `Scorer`.
 
@@ -31,7 +33,8 @@ def load_trunk(
 
     Args:
       base: folder of the base model; may be None where `tuned` is a full checkpoint.
-      tuned: PEFT adapter folder (merged into the base in float32, then cast) or full checkpoint.
+      tuned: folder of a full checkpoint, or of PEFT adapters (merged into the base in float32, one
+        after the other, then cast).
       last_layer: last layer kept, counted from 0.
       device: "auto" (CUDA where there is one, else CPU) or a torch device.
       dtype: "auto" (bfloat16 on CUDA, else float32), "float32", "bfloat16" or "float16".
@@ -40,17 +43,19 @@ def load_trunk(
       ConfigurationError: a folder cannot be loaded, or device, dtype or model family will not do.
     """
     place, kind = placement(device, dtype)
-    require_folder(tuned, "--tuned")
-    model = _merged(base, tuned) if is_adapter(tuned) else _from_folder(tuned, kind)
+    adapters = adapters_of(tuned)
+    model = _merged(base, adapters) if adapters else _from_folder(folders_of(tuned)[0], kind)
     return _cut(model, last_layer).to(device=place, dtype=kind).eval().requires_grad_(False)
 
 
-def load_tokenizer(base: Path | None, tuned: Path) -> Any:
-    """Load the tokenizer of the tuned model, or of its base where the adapter has none.
+def load_tokenizer(base: Path | None, tuned: Tuned) -> Any:
+    """Load the tokenizer of the tuned model, or of its base where no adapter has one.
 
     Raises ConfigurationError where it has no chat template or cannot tell offsets.
     """
-    folder = tuned if (tuned / _TOKENIZER_CONFIG).is_file() or base is None else base
+    folders = folders_of(tuned)
+    own = [folder for folder in folders if (folder / _TOKENIZER_CONFIG).is_file()]
+    folder = (own or [base or folders[0]])[-1]
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, **_LOCAL)
     except (OSError, ValueError) as error:
@@ -63,6 +68,18 @@ def load_tokenizer(base: Path | None, tuned: Path) -> Any:
     if not tokenizer.is_fast:
         raise ConfigurationError(f"tokenizer {folder} has no offsets; add its tokenizer.json")
     return tokenizer
+
+
+def context(folder: Path) -> int:
+    """The most tokens the model in `folder` can take in, where need be by its family's default.
+
+    Raises ConfigurationError where its config.json cannot be read.
+    """
+    try:
+        config = AutoConfig.from_pretrained(folder, **_LOCAL)
+    except (OSError, ValueError) as error:
+        raise ConfigurationError(f"cannot load model {folder}: {first_line(error)}") from error
+    return int(config.get_text_config().max_position_embeddings)
 
 
 def placement(device: str, dtype: str) -> tuple[torch.device, torch.dtype]:
@@ -95,18 +112,22 @@ def _dtype(name: str, device: torch.device) -> torch.dtype:
     return _DTYPES[name]
 
 
-def _merged(base: Path | None, tuned: Path) -> PreTrainedModel:
-    adapter_files(tuned)  # safetensors only: PEFT would unpickle an adapter_model.bin
+def _merged(base: Path | None, adapters: Sequence[Path]) -> PreTrainedModel:
     if base is None:
-        raise ConfigurationError(f"--tuned {tuned} is an adapter; name its model by --base")
+        raise ConfigurationError(f"--tuned {adapters[0]} is an adapter; name its model by --base")
+    for adapter in adapters:
+        adapter_files(adapter)  # safetensors only: PEFT would unpickle an adapter_model.bin
     require_folder(base, "--base")
     model = _from_folder(base, torch.float32)
-    try:
-        adapted = PeftModel.from_pretrained(model, str(tuned), local_files_only=True)
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise ConfigurationError(f"cannot load adapter {tuned}: {first_line(error)}") from error
-    merged: PreTrainedModel = adapted.merge_and_unload()
-    return merged
+    for adapter in adapters:
+        try:
+            adapted = PeftModel.from_pretrained(model, str(adapter), local_files_only=True)
+        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+            raise ConfigurationError(
+                f"cannot load adapter {adapter}: {first_line(error)}"
+            ) from error
+        model = adapted.merge_and_unload()
+    return model
 
 
 def _from_folder(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
@@ -117,24 +138,36 @@ def _from_folder(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
         raise ConfigurationError(f"cannot load model {folder}: {first_line(error)}") from error
     model: PreTrainedModel = loaded[0]
     missing = loaded[1]["missing_keys"]
-    # What the files lack has been made up at random. The lm_head is not used here.
-    lacking = sorted(key for key in missing if not key.startswith("lm_head"))
+    # What the files lack has been made up at random. The head is not used here.
+    trunk = f"{model.base_model_prefix}."
+    lacking = sorted(key for key in missing if key.startswith(trunk))
     if lacking:
         raise ConfigurationError(f"{folder} lacks {lacking[0]}; give the whole checkpoint")
     return model
 
 
+def decoder_layers(trunk: nn.Module) -> nn.ModuleList:
+    """The decoder layers of a transformers model's trunk, by its family."""
+    config: Any = trunk.config
+    layers: Any = trunk.get_submodule(FAMILIES[config.model_type].layers)
+    return cast(nn.ModuleList, layers)
+
+
 def _cut(model: PreTrainedModel, last_layer: int) -> nn.Module:
-    trunk = model.base_model
-    layers = getattr(trunk, "layers", None)
-    if not isinstance(layers, nn.ModuleList) or not hasattr(trunk, "norm"):
-        raise ConfigurationError(f"{type(model).__name__} has no plain list of decoder layers")
+    # A model that also reads images holds its language model inside.
+    trunk: Any = getattr(model.base_model, "language_model", model.base_model)
+    if trunk.config.model_type not in FAMILIES:
+        raise ConfigurationError(
+            f"the language model is not found in {type(model).__name__}; save it alone, and add "
+            "its family as docs/architectures.md says"
+        )
+    family, layers = FAMILIES[trunk.config.model_type], decoder_layers(trunk)
     if last_layer >= len(layers):
         raise ConfigurationError(
             f"the directions reach layer {last_layer}, the model has {len(layers)} layers; "
             "use the directions of this model"
         )
-    trunk.layers = layers[: last_layer + 1]
-    model.config.get_text_config().num_hidden_layers = last_layer + 1
-    trunk.norm = nn.Identity()
-    return trunk
+    trunk.set_submodule(family.layers, layers[: last_layer + 1])
+    trunk.set_submodule(family.final_norm, nn.Identity())
+    trunk.config.num_hidden_layers = last_layer + 1
+    return cast(nn.Module, trunk)

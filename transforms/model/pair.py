@@ -1,19 +1,17 @@
 """One matrix as it stands in both models, read a few rows at a time."""
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from transforms.model.rounding import NARROW
+from transforms.model.gains import Gains, Rows
+from transforms.model.rounding import NARROW, coarsest, holding
 
 ROWS = 256
 """Rows read at a time: what is in memory of a matrix while it is compared with another."""
-
-Rows = Callable[[int, int], Tensor]
-"""Gives rows start to end of a matrix [out, in], as stored."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,12 +21,13 @@ class Pair:
     base: Rows
     tuned: Rows
     shape: tuple[int, int]  # out, in
+    gains: Gains | None = None  # of the norm that what it writes goes through, if there is one
 
     @staticmethod
-    def of(base: Tensor, tuned: Tensor) -> "Pair":
+    def of(base: Tensor, tuned: Tensor, gains: Gains | None = None) -> "Pair":
         """A pair that is in memory already."""
-        shape = (base.shape[0], base.shape[1])
-        return Pair(lambda *rows: base[slice(*rows)], lambda *rows: tuned[slice(*rows)], shape)
+        before, after = (lambda *rows, of=each: of[slice(*rows)] for each in (base, tuned))
+        return Pair(before, after, (base.shape[0], base.shape[1]), gains)
 
     def pieces(self) -> Iterator[tuple[Tensor, Tensor]]:
         """The same few rows of both, from the first to the last."""
@@ -37,12 +36,18 @@ class Pair:
             yield self.base(*rows), self.tuned(*rows)
 
     def difference(self, start: int, end: int) -> Tensor:
-        """Rows of tuned minus base, float64."""
-        return self.tuned(start, end).double().sub_(self.base(start, end))
+        """Rows of tuned minus base, each times its gains, float64."""
+        after, before = self.tuned(start, end).double(), self.base(start, end)
+        if self.gains is None:
+            return after.sub_(before)
+        rows = slice(start, end), None
+        return after.mul_(self.gains.tuned[rows]).sub_(before.double().mul_(self.gains.base[rows]))
 
     def digest(self) -> str:
-        """SHA-256 of both matrices as stored, with their dtypes and shape."""
+        """SHA-256 of both matrices as stored, with their dtypes, shape and gains."""
         hashed = hashlib.sha256(repr(self.shape).encode())
+        if self.gains is not None:
+            hashed.update(repr([gain.tolist() for gain in self.gains.both]).encode())
         for piece in self.pieces():
             for part in piece:
                 hashed.update(str(part.dtype).encode())
@@ -59,7 +64,7 @@ class Survey:
     is_cast: bool  # the two are the same, but for the precision that one of them was saved in
     base_length: float  # Frobenius norms; not finite where a weight is not
     tuned_length: float
-    length: float  # of the difference
+    length: float  # of the difference, gains left aside
 
 
 def survey(pair: Pair) -> Survey:
@@ -68,28 +73,16 @@ def survey(pair: Pair) -> Survey:
     equal = {*NARROW, torch.float64}
     squares = torch.zeros(3, dtype=torch.float64)
     stored = [torch.float64, torch.float64]
-    for piece in pair.pieces():
-        stored = [part.dtype for part in piece]
-        held = [_holding(part, dtypes) for part, dtypes in zip(piece, held, strict=True)]
-        equal = {dtype for dtype in equal if torch.equal(piece[0].to(dtype), piece[1].to(dtype))}
-        squares += torch.stack([_square(piece[0]), _square(piece[1]), _distance(*piece)])
-    before, after = (_coarsest(*each) for each in zip(held, stored, strict=True))
+    for base, tuned in pair.pieces():
+        stored = [base.dtype, tuned.dtype]
+        held = [holding(base, held[0]), holding(tuned, held[1])]
+        equal = {dtype for dtype in equal if torch.equal(base.to(dtype), tuned.to(dtype))}
+        between = tuned.double().sub_(base)
+        squares += torch.stack([_square(each) for each in (base, tuned, between)])
+    before, after = (coarsest(*each) for each in zip(held, stored, strict=True))
     is_cast = before in equal or after in equal
     return Survey(before, after, is_cast, *squares.sqrt().tolist())
 
 
-def _holding(weights: Tensor, dtypes: set[torch.dtype]) -> set[torch.dtype]:
-    """Those of the dtypes that hold every weight exactly."""
-    return {dtype for dtype in dtypes if torch.equal(weights.to(dtype).to(weights), weights)}
-
-
-def _coarsest(held: set[torch.dtype], stored: torch.dtype) -> torch.dtype:
-    return next((dtype for dtype in NARROW if dtype in held), stored)
-
-
 def _square(weights: Tensor) -> Tensor:
     return torch.linalg.vector_norm(weights, dtype=torch.float64).square()
-
-
-def _distance(base: Tensor, tuned: Tensor) -> Tensor:
-    return _square(tuned.double().sub_(base))

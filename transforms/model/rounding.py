@@ -22,10 +22,13 @@ and its energy, the sum of their squares, is the sum of V. Singular values that 
 edge bound the energy of what is noise, and the edge goes with its square root; the bound is taken
 again with the smaller edge until it stays. So a float32 merge onto a bfloat16 base, whose base was
 never rounded, is not charged with bfloat16.
+
+Matrices side by side are one wide matrix: their sums over rows add up. Where a norm multiplies what
+a matrix writes, so it does the errors: V is multiplied by the square of the row's gain.
 """
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 
 import torch
@@ -43,51 +46,94 @@ NARROW = (torch.bfloat16, torch.float16, torch.float32)
 """Dtypes that weights may have been rounded to, coarsest first."""
 
 
+def precision(weights: Tensor) -> torch.dtype:
+    """The coarsest dtype that holds every weight exactly.
+
+    Not always the one they are stored in: weights rounded to bfloat16 may be saved as float32.
+    """
+    return coarsest(holding(weights, NARROW), weights.dtype)
+
+
+def holding(weights: Tensor, dtypes: Iterable[torch.dtype]) -> set[torch.dtype]:
+    """Those of the dtypes that hold every weight exactly."""
+    return {dtype for dtype in dtypes if torch.equal(weights.to(dtype).to(weights), weights)}
+
+
+def coarsest(held: Collection[torch.dtype], stored: torch.dtype) -> torch.dtype:
+    """The one of these narrow dtypes that keeps fewest digits, `stored` if there is none."""
+    return next((dtype for dtype in NARROW if dtype in held), stored)
+
+
+def finest(dtypes: Iterable[torch.dtype]) -> torch.dtype:
+    """The one of these that keeps most digits."""
+    return max(dtypes, key=(*NARROW, torch.float64).index)
+
+
 @dataclass(frozen=True, slots=True)
 class Noise:
-    """Rounding errors as large as the precisions of both matrices allow."""
+    """Variances of the rounding errors in a difference, summed."""
 
-    edge: float  # about the largest singular value of such errors
-    energy: float  # the sum of the squares of all their singular values
+    rows: Tensor  # [out] float64, over each row
+    column: float  # over a column, the largest
+
+    def beside(self, other: "Noise") -> "Noise":
+        """That of two differences side by side."""
+        return Noise(self.rows + other.rows, max(self.column, other.column))
 
 
-def rounding_noise(pieces: Iterable[tuple[Tensor, Tensor]], dtypes: Iterable[torch.dtype]) -> Noise:
-    """What rounding may have added to the difference of two matrices.
+def noise(
+    pieces: Iterable[tuple[Tensor, Tensor]],
+    dtypes: Iterable[torch.dtype],
+    gains: tuple[Tensor, Tensor] | None = None,
+) -> Noise:
+    """Rounding errors of tuned minus base, as large as both precisions allow.
 
     Args:
       pieces: rows of base and tuned, [rows, in] each, as stored, one after the other.
       dtypes: the precisions of the two.
+      gains: what the rows of base and tuned are multiplied by, [out] float64 each; None: 1.
     """
     dtypes = set(dtypes)
     rows: list[Tensor] = []
-    columns: Tensor | float = 0.0
-    for before, after in pieces:
-        variance = (_squared_ulp(before, dtypes) + _squared_ulp(after, dtypes)) / 12
+    columns, done = torch.zeros((), dtype=torch.float64), 0
+    for piece in pieces:
+        variance = torch.zeros(())
+        for side, weights in enumerate(piece):
+            part = _squared_ulp(weights, dtypes) / 12
+            if gains is not None:
+                part = part * gains[side][done : done + len(part), None].square()
+            variance = variance + part
+        done += len(variance)
         rows.append(variance.sum(dim=1, dtype=torch.float64))
         columns = columns + variance.sum(dim=0, dtype=torch.float64)
-    per_row, per_column = torch.cat(rows), torch.as_tensor(columns)
-    edge = float(per_row.max().sqrt() + per_column.max().sqrt())
-    return Noise(edge, float(per_row.sum()))
+    return Noise(torch.cat(rows), float(columns.max()))
 
 
-def rounding_floor(noise: Noise, rest: Callable[[float], float]) -> float:
-    """The largest singular value of tuned minus base that may be rounding.
+def rounding_floor(errors: Noise, rest: Callable[[float], float]) -> float:
+    """The largest singular value of a difference that may be rounding.
 
     Args:
-      noise: see `rounding_noise`.
-      rest: takes a bound; returns the Frobenius norm of the part of tuned minus base whose
-        singular values do not exceed it.
+      errors: the difference's, see `noise`.
+      rest: takes a bound; returns the Frobenius norm of the part of the difference whose singular
+        values do not exceed it.
 
     Returns:
       A bound in the unit of the singular values; 0 where the difference has no noise.
     """
-    edge = noise.edge
-    while noise.energy:
-        measured = noise.edge * min(1.0, rest(MARGIN * edge) / math.sqrt(noise.energy))
+    most = float(errors.rows.max().sqrt()) + math.sqrt(errors.column)
+    energy = float(errors.rows.sum())
+    edge = most
+    while energy:
+        measured = most * min(1.0, rest(MARGIN * edge) / math.sqrt(energy))
         if measured >= edge:
             return MARGIN * edge
         edge = measured
     return 0.0
+
+
+def half_ulps(weights: Tensor, dtypes: set[torch.dtype]) -> Tensor:
+    """The largest error that rounding may have made in each weight, float64."""
+    return _squared_ulp(weights.double(), dtypes).sqrt() / 2
 
 
 def _squared_ulp(weights: Tensor, dtypes: set[torch.dtype]) -> Tensor:
