@@ -488,7 +488,7 @@ def test_one_expert_of_each_model_is_in_memory(base: Path, tmp_path: Path) -> No
 
 
 def save_experts(folder: Path, scale: float) -> Path:
-    """A first layer of 60 experts in shards of 3, and three layers of one expert, 260 MB, most the same."""
+    """A layer of 60 experts and three of one in shards of 3 experts, 260 MB, most the same."""
     folder.mkdir()
     size, width = LARGE["hidden"], LARGE["intermediate"]
     tensors = {
