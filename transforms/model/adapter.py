@@ -8,8 +8,8 @@ matrix in the middle gives the singular values, and Qb times its left vectors th
 All of it in float64, whatever the adapter is stored in.
 
 The rows of B are multiplied by the gains of a norm that follows the matrix (see `gains`), and
-experts are put side by side (see `experts`): there B Ra^T of every expert takes the place of its
-difference, whose Qa^T turns the input side only.
+experts are put side by side (see `experts`), each with R of its own: Ra^T of A is all that is
+needed of the input side.
 """
 
 import math

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from transforms.model.experts import Stack
-from transforms.model.gains import Gains, gain_floor
-from transforms.model.rounding import Noise, finest, is_cast, noise, precision, rounding_floor
+from transforms.model.gains import Gains, gain_floor, is_cast
+from transforms.model.rounding import Noise, finest, noise, precision, rounding_floor
 from transforms.model.writers import LeftSingular, Rounding, fix_signs, numerical_floor
 
 

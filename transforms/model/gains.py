@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from transforms.model.rounding import half_ulps, is_cast, precision
+from transforms.model.rounding import half_ulps, precision
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +47,12 @@ def gains_of(base: Tensor, tuned: Tensor, one_plus: bool) -> Gains:
     dtypes = {precision(base), precision(tuned)}
     errors = half_ulps(base, dtypes) + half_ulps(tuned, dtypes)
     return Gains(base.double() + one_plus, after, errors)
+
+
+def is_cast(base: Tensor, tuned: Tensor) -> bool:
+    """Whether the two are the same, but for the precision that one of them was saved in."""
+    kept = (precision(base), precision(tuned))
+    return any(torch.equal(base.to(dtype), tuned.to(dtype)) for dtype in kept)
 
 
 def gain_floor(gains: Gains, matrix: Tensor) -> float:

@@ -55,12 +55,6 @@ def precision(weights: Tensor) -> torch.dtype:
     return next(narrower, weights.dtype)
 
 
-def is_cast(base: Tensor, tuned: Tensor) -> bool:
-    """Whether the two are the same, but for the precision that one of them was saved in."""
-    kept = (precision(base), precision(tuned))
-    return any(torch.equal(base.to(dtype), tuned.to(dtype)) for dtype in kept)
-
-
 def finest(dtypes: Iterable[torch.dtype]) -> torch.dtype:
     """The one of these that keeps most digits."""
     return max(dtypes, key=(*_NARROW, torch.float64).index)
