@@ -12,6 +12,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import ClassVar
 
 KINDS = ("o_proj", "down_proj")
 """What writes, whatever a family calls it; in stored order."""
@@ -49,7 +50,7 @@ class Experts:
     fused: str  # all in one [expert, out, in]: as transformers holds them
     shared: str | None = None  # an expert that every token goes through
     dense: str | None = None  # layers without experts have this instead
-    norm: None = None
+    norm: ClassVar[None] = None  # no known family has one behind the sum
 
     @property
     def parts(self) -> Mapping[str, str]:
