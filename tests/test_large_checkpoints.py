@@ -207,7 +207,7 @@ def save_experts(folder: Path, scale: float) -> Path:
 def slow(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of a base and of it tuned, whose matrices take about a tenth of a second each."""
     out = tmp_path_factory.mktemp("slow")
-    save_tiny(out / "base", hidden=384, intermediate=512, layers=16)
+    save_tiny(out / "base", hidden=384, intermediate=512, layers=11)
     tune(out / "base", out / "tuned", 0.01)
     return out
 
@@ -247,14 +247,14 @@ def test_a_killed_run_is_resumed(
     kill_after(5, cache, arguments)
     assert not (out / "directions.json").exists()
     before = kept(cache)
-    assert 5 <= len(before) < 26
+    assert 5 <= len(before) < 16
     assert main(arguments) == 0
     assert (
         f"{len(before)} matrices had been decomposed by an earlier run" in capsys.readouterr().err
     )
     if named:
         after = kept(cache)
-        assert len(after) == 26
+        assert len(after) == 16
         assert before.items() <= after.items(), "none of them was written again"
     else:
         assert not cache.exists()
@@ -282,10 +282,10 @@ def test_only_what_was_made_from_the_same_is_used_again(
     weights["model.layers.0.mlp.down_proj.weight"][3, 5] += 1e-3
     save_file(weights, models / "tuned" / WEIGHTS, {"format": "pt"})
     assert said_again(arguments, capsys) == 3
-    damaged = next((tmp_path / "cache").iterdir())
-    damaged.write_bytes(damaged.read_bytes()[:100])
     whole = content(tmp_path / "out")
-    assert said_again([*arguments, "--skip-last=3"], capsys) in (3, 4), "maybe not one in use"
+    for result in (tmp_path / "cache").iterdir():
+        result.write_bytes(result.read_bytes()[:100])
+    assert said_again(arguments, capsys) == 0
     assert content(tmp_path / "out") == whole
 
 

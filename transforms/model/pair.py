@@ -47,7 +47,9 @@ class Pair:
         """SHA-256 of both matrices as stored, with their dtypes, shape and gains."""
         hashed = hashlib.sha256(repr(self.shape).encode())
         if self.gains is not None:
-            hashed.update(repr([gain.tolist() for gain in self.gains.both]).encode())
+            errors = self.gains.errors
+            gains = [*self.gains.both, *([] if errors is None else [errors])]
+            hashed.update(repr([each.tolist() for each in gains]).encode())
         for piece in self.pieces():
             for part in piece:
                 hashed.update(str(part.dtype).encode())
