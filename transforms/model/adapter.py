@@ -15,7 +15,8 @@ needed of the input side.
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -278,6 +279,18 @@ def _decompose(pairs: Sequence[Factors], stored: StoredWriter, top_k: int) -> Le
     return left_singular(pairs[0], top_k) if len(pairs) == 1 else _side_by_side(pairs, top_k)
 
 
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Factors are too small to share: threads wait for each other longer than they work."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@_one_thread()
 def left_singular(factors: Factors, top_k: int) -> LeftSingular:
     """Left singular vectors of the difference that the factors make.
 
@@ -286,7 +299,7 @@ def left_singular(factors: Factors, top_k: int) -> LeftSingular:
     """
     a, b = _finite(factors)
     basis, right = torch.linalg.qr(b)
-    _, left = torch.linalg.qr(a.T)
+    left = torch.linalg.qr(a.T, mode="r").R
     u, values, _ = torch.linalg.svd(factors.scaling * right @ left.T)
     return _leading(basis @ u, values, (b.shape[0], a.shape[1]), top_k)
 
@@ -295,7 +308,7 @@ def _side_by_side(experts: Sequence[Factors], top_k: int) -> LeftSingular:
     stack, columns = Stack(), 0
     for factors in experts:
         a, b = _finite(factors)
-        _, left = torch.linalg.qr(a.T)
+        left = torch.linalg.qr(a.T, mode="r").R
         stack.add(factors.scaling * b @ left.T)
         columns += a.shape[1]
     u, values = stack.svd()
