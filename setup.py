@@ -38,6 +38,7 @@ setup(
         "peft==0.21.2",
         "prometheus-client==0.26.0",
         "pyarrow==25.0.1",
+        "python-json-logger==4.2.0",
         "safetensors==0.8.0",
         "torch==2.15.0",
         "transformers==5.23.0",
