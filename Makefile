@@ -11,9 +11,10 @@ export OMP_WAIT_POLICY := passive
 
 RECORDS ?= 20000
 FAULTS ?=
+WITH_TESTS := PYTHONPATH=.:tests:tests/integration:tests/faults
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-ranges test faults fuzz lint figures clean
+.PHONY: help setup demo demo-ranges test faults faults-llm faults-ci soak fuzz lint figures bench clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -41,12 +42,22 @@ demo-ranges: setup ## Make the ranges snapshot again that the demo starts from
 test: setup ## Run all tests, on a real Kafka broker and a real LLM
 	@$(BIN)/python -m pytest
 
-faults: setup ## Kill jobs, brokers and disks and compare what is left; quick: make faults RECORDS=2000
-	@PYTHONPATH=.:tests:tests/integration unshare --map-root-user --mount \
+faults: setup ## Kill jobs, brokers and disks and compare what is left (half an hour)
+	@$(WITH_TESTS) unshare --map-root-user --mount \
 	    $(BIN)/python tests/faults/run.py --records $(RECORDS) $(FAULTS)
 
+faults-llm: setup ## The same kills with the real LLM
+	@$(WITH_TESTS) $(BIN)/python tests/faults/run.py --subject llm --records 300 --only kills
+
+faults-ci: setup ## A part of `make faults` in a few minutes, as continuous integration runs it
+	@$(WITH_TESTS) $(BIN)/python tests/faults/run.py --records 1500 --kills 8 \
+	    --only kills broker-killed new-partition deleted
+
+soak: setup ## Half an hour of steady traffic: do memory, open files or the state grow?
+	@$(WITH_TESTS) $(BIN)/python tests/faults/soak.py
+
 fuzz: setup ## Decode 100,000 mutated real records
-	@PYTHONPATH=.:tests $(BIN)/python tests/fuzz.py
+	@$(WITH_TESTS) $(BIN)/python tests/fuzz.py
 
 lint: setup ## Check format, style, types and the direction of imports
 	@$(BIN)/ruff format --check .
@@ -57,6 +68,9 @@ lint: setup ## Check format, style, types and the direction of imports
 figures: setup ## Measure the policies on a folder of logs: make figures DATA=FOLDER
 	@test -n "$(DATA)" || { echo "say where the logs are: make figures DATA=FOLDER" >&2; exit 2; }
 	@$(BIN)/python bench/figures.py --data "$(DATA)"
+
+bench: setup ## What everything around the model costs: Kafka, Beam, judging, files
+	@$(BIN)/python bench/pipeline.py
 
 clean: ## Remove everything that was made: build, .venv
 	rm -rf build dist deltawatch.egg-info .venv

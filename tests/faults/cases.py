@@ -16,8 +16,9 @@ from disks import small_disk
 from kafka import KafkaAdminClient, KafkaProducer, TopicPartition
 from marks import PHASES, WAITING
 from proxy import Proxy
+from subjects import real
 from watching import Watch
-from world import World, close_epochs, real
+from world import World, close_epochs
 
 RECOVERY_S = 60
 """Within what time a job must commit again once the broker serves."""

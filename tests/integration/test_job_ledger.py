@@ -67,7 +67,7 @@ def without_a_row(original: Callable[..., Any]) -> Callable[..., Any]:
 
 LOSSES: dict[str, tuple[Any, str, Callable[..., Any]]] = {
     "handing on what was read": (read._ReadPartition, "process", without_the_third),
-    "decoding": (decode._DecodeRecord, "process", but_the_third),
+    "decoding": (decode._DecodeRecords, "process", without_the_third),
     "scoring": (score, "_route", but_the_third),
     "archiving": (rows, "conversations_table", without_a_row),
     "describing an alert": (alerts._Describe, "process", but_the_third),
