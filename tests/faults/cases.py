@@ -53,7 +53,7 @@ def kills(case: Case) -> None:
     """SIGKILL of the job in every phase, again and again on the same state."""
     world, hit = case.world, Counter[str]()
     watch = world.watch(case.name)
-    while hit.total() < case.kills or (set(PHASES) - set(hit) and hit.total() < 2 * case.kills):
+    while hit.total() < case.kills or (set(PHASES) - set(hit) and hit.total() < 5 * case.kills):
         phase = min(PHASES, key=lambda phase: hit[phase])
         found = _kill(watch, phase, case.chance)
         hit[found] += 1
