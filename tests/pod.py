@@ -22,6 +22,7 @@ import yaml
 ROOT = Path(__file__).parent.parent
 IMAGE_FILES = "/opt/deltawatch"
 PACKAGES = "/opt/packages"
+RUN_SECONDS = 300
 Document = dict[str, Any]
 
 
@@ -102,9 +103,9 @@ class Container:
 
     def run(self, *command: str) -> subprocess.CompletedProcess[str]:
         """Run a command in the container, to its end."""
-        with self.start(*command) as process:
-            out, err = process.communicate(timeout=300)
-        return subprocess.CompletedProcess(command, process.returncode, out, err)
+        return subprocess.run(
+            self._isolated(command), capture_output=True, text=True, timeout=RUN_SECONDS
+        )
 
     def start(self, *command: str) -> subprocess.Popen[str]:
         """Start a command in the container; signals to it reach the command itself."""
@@ -118,8 +119,8 @@ class Container:
         apart += [] if _privileged() else ["--map-root-user"]
         variables = [f"{name}={value}" for name, value in self._environment().items()]
         inside = [*self._as_user(), "env", "-i", *variables, *command]
-        script = "\n".join(["set -eu", *self._mounts(root), 'exec chroot "$0" "$@"'])
-        return [*apart, "sh", "-c", script, str(root), *inside]
+        script = "\n".join(["set -eu", *self._mounts(root), *_enter(root), 'exec "$@"'])
+        return [*apart, "sh", "-c", script, "sh", *inside]
 
     def _environment(self) -> dict[str, str]:
         threads = str(self.container["resources"]["requests"]["cpu"])
@@ -147,7 +148,7 @@ class Container:
             mounts.append(bind(self.volume(mount["name"]), root, mount["mountPath"], writable))
         links = [f"ln -s usr{name} {root}{name}" for name in ("/bin", "/lib", "/lib64", "/sbin")]
         memory = f"mount -t tmpfs -o mode=755 tmpfs {root}"
-        return [memory, *links, *mounts, f"mount -o remount,ro {root}"]
+        return [memory, *links, *mounts]
 
     def _etc(self) -> Path:
         etc = self.volumes / ".etc"
@@ -164,6 +165,16 @@ class Container:
         if _privileged():
             os.chown(path, -1, self.pod["securityContext"]["fsGroup"])
         path.chmod(mode)
+
+
+def _enter(root: Path) -> list[str]:
+    """Shell commands that make `root` the only file system there is, not to be written."""
+    # Not chroot: in one, the kernel lets nobody make the user namespace of `_as_user`.
+    old = f"{root}/.old"
+    return [
+        f"mkdir {old}; mount -o remount,bind,ro {root}",
+        f"cd {root}; pivot_root . .old; cd {instructions('WORKDIR')[0]}; umount --lazy /.old",
+    ]
 
 
 def bind(source: Path, root: Path, place: str, writable: bool = False) -> str:
