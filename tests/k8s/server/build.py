@@ -1,7 +1,7 @@
 """Makes what the manifests are checked with: kubectl, and a real API server with its database.
 
 Kubernetes' own sources, at the versions of `go.mod` and verified by `go.sum`, are built by a Go
-compiler from PyPI. It takes about 8 minutes of two cores and 4 GB of disk, once; 160 MB are kept.
+compiler from PyPI. It takes about 8 minutes of two cores and 3 GB of disk, once; 0.4 GB are kept.
 """
 
 import hashlib
