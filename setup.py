@@ -26,7 +26,6 @@ setup(
     license_files=["LICENSE"],
     python_requires=">=3.11",
     packages=find_packages(include=["pipeline*", "transforms*", "schemas*"]),
-    package_data={"schemas": ["*.json"]},
     entry_points={"console_scripts": ["deltawatch = pipeline.cli:main"]},
     install_requires=[
         "accelerate==1.15.0",
@@ -60,10 +59,13 @@ setup(
             "jsonschema==4.26.0",
             "mypy==2.4.1",
             "ocsf-json-schema==1.2.0",
+            "packaging==26.4",
             "pytest==9.2.0",
+            "pyyaml==6.0.4",
             "ruff==0.17.6",
             "tokenizers==0.23.3",
             "trustme==1.2.1",
+            "uv==0.13.9",
         ],
     },
 )
