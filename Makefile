@@ -15,7 +15,7 @@ WITH_TESTS := PYTHONPATH=.:tests:tests/integration:tests/faults
 UPGRADE ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-ranges test faults faults-llm faults-ci soak fuzz lint lock k8s-check \
+.PHONY: help setup demo demo-ranges test faults faults-llm faults-ci soak fuzz lint docs lock k8s-check \
     figures bench clean
 
 help: ## Show this list
@@ -76,6 +76,9 @@ lock: setup ## Bring requirements.lock up to setup.py; everything anew: make loc
 k8s-check: setup ## Check k8s/ on a real API server (its first build takes 8 minutes)
 	@PYTHONPATH=. $(BIN)/python tests/k8s/server/build.py
 	@$(BIN)/python -m pytest --confcutdir=tests/k8s tests/k8s
+
+docs: setup ## Write the tables of the documents that are made from the code
+	@$(BIN)/python bench/architectures.py
 
 figures: setup ## Measure the policies on a folder of logs: make figures DATA=FOLDER
 	@test -n "$(DATA)" || { echo "say where the logs are: make figures DATA=FOLDER" >&2; exit 2; }

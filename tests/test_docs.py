@@ -8,6 +8,7 @@ import pytest
 
 from pipeline import options
 from schemas.reasons import Reason, SkipReason
+from transforms.model.families import FAMILIES, table
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -52,3 +53,10 @@ def test_every_metric_is_explained() -> None:
     explained = (ROOT / "docs/operations.md").read_text()
     missing = {name for name in names if f"`deltawatch_{name}" not in explained}
     assert not missing
+
+
+def test_the_table_of_architectures_is_the_codes() -> None:
+    document = (ROOT / "docs/architectures.md").read_text()
+    _, _, rest = document.partition("<!-- made by `make docs` -->\n")
+    assert rest.partition("<!-- end -->")[0] == table(), "run `make docs`"
+    assert table().count("\n") == len(FAMILIES) + 2

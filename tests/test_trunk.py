@@ -4,6 +4,7 @@ import json
 import threading
 import weakref
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -164,6 +165,8 @@ def test_a_folder_that_holds_no_model(tmp_path: Path, adapter: Path) -> None:
 
 class Lookup(nn.Module):
     """Token id -> row of a table; every layer passes the stream on."""
+
+    config = SimpleNamespace(model_type="llama")
 
     def __init__(self, table: np.ndarray, layers: int) -> None:
         super().__init__()

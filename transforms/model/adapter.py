@@ -6,12 +6,16 @@ Kalajdzievski 2023, arXiv 2312.03732). It is never built: with QR of both factor
 B = Qb Rb and A^T = Qa Ra, the difference is Qb (scaling Rb Ra^T) Qa^T, so the SVD of the r x r
 matrix in the middle gives the singular values, and Qb times its left vectors the directions.
 All of it in float64, whatever the adapter is stored in.
+
+The rows of B are multiplied by the gains of a norm that follows the matrix (see `gains`), and
+experts are put side by side (see `experts`), each with R of its own: Ra^T of A is all that is
+needed of the input side.
 """
 
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,26 +27,24 @@ from safetensors.torch import load_file
 from schemas.errors import ConfigurationError
 from transforms.model.checkpoint import (
     dimensions,
+    family_of,
     first_line,
     read_object,
     readable,
-    stored_tensors,
     tokenizer_files,
 )
-from transforms.model.writers import (
-    WRITERS,
-    LeftSingular,
-    Writer,
-    fix_signs,
-    numerical_floor,
-    place,
-)
+from transforms.model.experts import Stack, split_fused
+from transforms.model.families import FUSED, Experts, Family, Place
+from transforms.model.stored import StoredWriter, stored_writers
+from transforms.model.writers import LeftSingular, Writer, fix_signs, numerical_floor
 
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 
 _FACTOR = re.compile(r"(?:base_model\.model\.)?(?P<module>.+)\.lora_(?P<factor>[AB])\.weight")
 _PLAIN_STARTS = (True, False, None, "gaussian", "eva", "orthogonal")
+
+StoredWriters = Mapping[tuple[int, str], StoredWriter]
 
 _REFUSED: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     ("peft_type", lambda v: v != "LORA", "it is not a LoRA adapter"),
@@ -54,11 +56,8 @@ _REFUSED: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     ("arrow_config", bool, "Arrow routes between adapters per token"),
     ("alora_invocation_tokens", bool, "an activated LoRA acts on part of the tokens only"),
     ("layer_replication", bool, "replicated layers do not exist in the base"),
-    ("target_parameters", bool, "adapters of bare parameters have no module to compare"),
-    ("fan_in_fan_out", bool, "transposed weights are not supported"),
     ("lora_bias", bool, "trained biases have no directions"),
     ("bias", lambda v: v != "none", "trained biases have no directions"),
-    ("modules_to_save", lambda v: _saves_writer(v), "fully trained matrices are not low-rank"),
     ("init_lora_weights", lambda v: v not in _PLAIN_STARTS, "its start changed the base weights"),
 )
 _DEFAULTS: Mapping[str, Any] = {"bias": "none"}
@@ -90,64 +89,103 @@ def adapter_files(folder: Path) -> list[Path]:
 
 
 def adapter_writers(base: Path, adapter: Path) -> list[Writer]:
-    """The adapter's matrices that write into the residual stream, in no order.
+    """What the adapter changes of all that writes into the residual stream, in no order.
 
     Raises ConfigurationError, with the reason, for adapters whose difference is not plain
     `scaling * B @ A`, for unreadable or incomplete ones, and for one of another base.
     """
-    factors = read_factors(adapter)
-    _check_fit(factors, base, adapter)
-    placed = [(place(pair.module), pair) for pair in factors]
-    return [Writer(*found, partial(left_singular, pair)) for found, pair in placed if found]
+    family, stored = family_of(base), stored_writers(base)
+    found: dict[tuple[int, str], list[Factors]] = {}
+    for pair in read_factors(adapter, family, stored):
+        place = family.place(pair.module)
+        if place is not None:
+            where = (place.layer, place.kind)
+            _check_fit(pair, place, stored.get(where), base, adapter)
+            found.setdefault(where, []).append(pair)
+    return [
+        Writer(*where, partial(_decompose, pairs, stored[where])) for where, pairs in found.items()
+    ]
 
 
-def _check_fit(factors: Sequence[Factors], base: Path, adapter: Path) -> None:
-    stored = stored_tensors(base)
-    for pair in factors:
-        found = stored.get(f"{pair.module}.weight")
-        expected = (pair.b.shape[0], pair.a.shape[1])
-        if found is None:
-            raise ConfigurationError(
-                f"adapter {adapter} was made for another base: {base} has no {pair.module}"
-            )
-        if found.shape != expected:
-            raise ConfigurationError(
-                f"adapter {adapter} was made for another base: {pair.module} is "
-                f"{dimensions(expected)} in the adapter, {dimensions(found.shape)} in {base}"
-            )
+def _check_fit(
+    pair: Factors, place: Place, writer: StoredWriter | None, base: Path, adapter: Path
+) -> None:
+    part = "0" if place.part == FUSED else place.part
+    if writer is None or part not in writer.parts:
+        raise ConfigurationError(
+            f"adapter {adapter} was made for another base: {base} has no {pair.module}"
+        )
+    expected = (pair.b.shape[0], pair.a.shape[1])
+    if writer.shape(part) != expected:
+        raise ConfigurationError(
+            f"adapter {adapter} was made for another base: {pair.module} is "
+            f"{dimensions(expected)} in the adapter, {dimensions(writer.shape(part))} in {base}"
+        )
 
 
-def read_factors(folder: Path) -> list[Factors]:
-    """Every pair of factors in the adapter, by module name.
+def read_factors(folder: Path, family: Family, stored: StoredWriters) -> list[Factors]:
+    """Every pair of factors in the adapter; of fused experts a pair for each.
+
+    Args:
+      folder: of the adapter.
+      family: of its base.
+      stored: what its base writes with.
 
     Raises ConfigurationError, with the reason, for adapters whose difference is not plain
     `scaling * B @ A`, and for unreadable or incomplete ones.
     """
     _, weights, *_ = adapter_files(folder)
     config = read_object(folder / ADAPTER_CONFIG, "adapter configuration")
-    _refuse_variants(folder, config)
+    _refuse_variants(folder, config, family)
     pairs = _pair_up(_load_tensors(weights))
     factors = []
     for module, pair in sorted(pairs.items()):
         if set(pair) != {"A", "B"}:
             raise ConfigurationError(f"{weights} has only one factor of {module}; save it again")
-        scaling = _scaling(config, module, pair["A"].shape[0])
-        factors.append(Factors(module, pair["A"], pair["B"], scaling))
+        for name, a, b in _apart(module, pair["A"], pair["B"], family, stored):
+            factors.append(Factors(name, a, b, _scaling(config, name, a.shape[0])))
     return factors
 
 
-def _refuse_variants(folder: Path, config: Mapping[str, Any]) -> None:
+def _apart(
+    module: str, a: torch.Tensor, b: torch.Tensor, family: Family, stored: StoredWriters
+) -> list[tuple[str, torch.Tensor, torch.Tensor]]:
+    """Module and factors of one matrix each; nothing for parameters that do not write.
+
+    PEFT names the factors of a bare parameter by its module, once more inside `base_layer` for
+    every further parameter of it; their shapes say which is which.
+    """
+    name = module.replace(".base_layer", "")
+    if not isinstance(family.mlp, Experts) or family.split(name)[1] != family.mlp.container:
+        return [(module, a, b)]
+    fused = f"{name}.{family.mlp.fused.rpartition('.')[2]}"
+    place = family.place(fused)
+    writer = None if place is None else stored.get((place.layer, place.kind))
+    experts = 0 if writer is None else sum(part.isdecimal() for part in writer.parts)
+    if writer is None or experts == 0 or a.shape[0] % experts:
+        raise ConfigurationError(
+            f"adapter was made for another base: it has {a.shape[0]} rows for all experts of "
+            f"{name}, the base has {experts} experts there"
+        )
+    rows, columns = writer.shape("0")
+    if (b.shape[0], a.shape[1]) == (2 * columns, rows):
+        return []  # gate and up
+    return [(fused, *pair) for pair in split_fused(a, b, experts)]
+
+
+def _refuse_variants(folder: Path, config: Mapping[str, Any], family: Family) -> None:
     for field, refused, reason in _REFUSED:
         value = config.get(field, _DEFAULTS.get(field))
         if refused(value):
             raise ConfigurationError(
                 f"adapter {folder} has {field}={value!r}: {reason}; use a plain LoRA adapter"
             )
-
-
-def _saves_writer(modules: list[str] | None) -> bool:
-    names = {part for path in WRITERS for part in path.split(".")}
-    return any(name.rpartition(".")[2] in names for name in modules or ())
+    saved = config.get("modules_to_save") or ()
+    if any(name.rpartition(".")[2] in family.names for name in saved):
+        raise ConfigurationError(
+            f"adapter {folder} has modules_to_save={saved!r}: fully trained matrices are not "
+            "low-rank; use a plain LoRA adapter, or merge it and give the full checkpoint"
+        )
 
 
 def _load_tensors(path: Path) -> dict[str, torch.Tensor]:
@@ -185,19 +223,47 @@ def _by_pattern(pattern: Mapping[str, float] | None, module: str, default: float
     return default
 
 
+def _decompose(pairs: Sequence[Factors], stored: StoredWriter, top_k: int) -> LeftSingular:
+    gain = stored.gain()
+    if gain is not None:
+        pairs = [replace(pair, b=gain[:, None] * pair.b) for pair in pairs]
+    return left_singular(pairs[0], top_k) if len(pairs) == 1 else _side_by_side(pairs, top_k)
+
+
 def left_singular(factors: Factors, top_k: int) -> LeftSingular:
     """Left singular vectors of the difference that the factors make.
 
     As many as `top_k` or the numerical rank, whichever is smaller (see `numerical_floor`).
     Raises ConfigurationError for factors with NaN or infinity.
     """
-    a, b = factors.a.double(), factors.b.double()
-    if not bool(torch.isfinite(a).all() and torch.isfinite(b).all()):
-        raise ConfigurationError(f"adapter has NaN or Inf in {factors.module}; train it again")
+    a, b = _finite(factors)
     basis, right = torch.linalg.qr(b)
     _, left = torch.linalg.qr(a.T)
     u, values, _ = torch.linalg.svd(factors.scaling * right @ left.T)
-    floor = numerical_floor(float(values[0]), (b.shape[0], a.shape[1]))
+    return _leading(basis @ u, values, (b.shape[0], a.shape[1]), top_k)
+
+
+def _side_by_side(experts: Sequence[Factors], top_k: int) -> LeftSingular:
+    stack, columns = Stack(), 0
+    for factors in experts:
+        a, b = _finite(factors)
+        _, left = torch.linalg.qr(a.T)
+        stack.add(factors.scaling * b @ left.T)
+        columns += a.shape[1]
+    u, values = stack.svd()
+    return _leading(u, values, (u.shape[0], columns), top_k)
+
+
+def _finite(factors: Factors) -> tuple[torch.Tensor, torch.Tensor]:
+    a, b = factors.a.double(), factors.b.double()
+    if not bool(torch.isfinite(a).all() and torch.isfinite(b).all()):
+        raise ConfigurationError(f"adapter has NaN or Inf in {factors.module}; train it again")
+    return a, b
+
+
+def _leading(
+    u: torch.Tensor, values: torch.Tensor, shape: tuple[int, int], top_k: int
+) -> LeftSingular:
+    floor = numerical_floor(float(values[0]), shape)
     kept = min(top_k, int((values > floor).sum()))
-    vectors = (basis @ u[:, :kept]).T
-    return LeftSingular(fix_signs(vectors.numpy()), values[:kept].numpy())
+    return LeftSingular(fix_signs(u[:, :kept].T.numpy()), values[:kept].numpy())

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +11,9 @@ from torch import Tensor
 
 from schemas.artefacts import read_json
 from schemas.errors import ConfigurationError
+from transforms.model.families import FAMILIES, Family
 
 CONFIG = "config.json"
-FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
-"""Values of `model_type` whose o_proj and down_proj write into the residual stream as they are.
-
-Where a norm stands between (Gemma 2 and 3, OLMo 2), the matrix's singular vectors are not what
-reaches the residual stream, so such a family must not be added here without that norm.
-"""
 _SINGLE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
 
@@ -96,17 +91,25 @@ def _weight_files(folder: Path) -> list[Path]:
 
 @dataclass(frozen=True, slots=True)
 class StoredTensor:
-    """One weight in a file, not read yet."""
+    """One weight in a file, or a part of one, not read yet."""
 
     path: Path
     name: str
     shape: tuple[int, ...]
+    index: int | None = None  # place in the first dimension of the weight; None: all of it
 
     def read(self) -> Tensor:
         """The weight, as stored. Raises ConfigurationError when it cannot be read."""
         with _opened(self.path) as file:
-            tensor: Tensor = file.get_tensor(self.name)
+            if self.index is None:
+                tensor: Tensor = file.get_tensor(self.name)
+            else:
+                tensor = file.get_slice(self.name)[self.index]
         return tensor
+
+    def split(self) -> list["StoredTensor"]:
+        """Its parts along the first dimension."""
+        return [replace(self, shape=self.shape[1:], index=index) for index in range(self.shape[0])]
 
 
 def dimensions(shape: tuple[int, ...]) -> str:
@@ -145,9 +148,15 @@ def _opened(path: Path) -> Iterator[Any]:
 
 
 def text_config(folder: Path) -> dict[str, Any]:
-    """config.json, or the part of it about the language model where it has several parts."""
-    config = read_object(folder / CONFIG, "model configuration")
-    return dict(config.get("text_config", config))
+    """config.json, or the part of it about the language model where it has several parts.
+
+    With the usual names of entries, whatever the family calls them.
+    """
+    whole = read_object(folder / CONFIG, "model configuration")
+    config = dict(whole.get("text_config", whole))
+    known = FAMILIES.get(config.get("model_type", ""))
+    names = known.config_names if known else {}
+    return {names.get(key, key): value for key, value in config.items()}
 
 
 def layer_count(folder: Path) -> int:
@@ -158,11 +167,13 @@ def layer_count(folder: Path) -> int:
     return layers
 
 
-def require_family(folder: Path) -> None:
-    """Raise ConfigurationError unless the model in `folder` is of a known family."""
-    family = text_config(folder).get("model_type")
-    if family not in FAMILIES:
+def family_of(folder: Path) -> Family:
+    """The family of the model in `folder`. Raises ConfigurationError for one that is not known."""
+    name = str(text_config(folder).get("model_type"))
+    if name not in FAMILIES:
         raise ConfigurationError(
-            f"{folder} is of model family {family!r}, which is not supported yet; so far these "
-            f"are: {', '.join(FAMILIES)}"
+            f"{folder} is of model family {name!r}, which is not known; add a row for it to "
+            "FAMILIES in transforms/model/families.py, as docs/architectures.md says; known are "
+            f"{', '.join(sorted(FAMILIES))}"
         )
+    return FAMILIES[name]

@@ -30,11 +30,11 @@ from schemas.artefacts import (
 from schemas.errors import ConfigurationError
 from transforms.model.adapter import adapter_files, adapter_writers, is_adapter
 from transforms.model.checkpoint import (
+    family_of,
     first_line,
     layer_count,
     model_files,
     read_object,
-    require_family,
     require_folder,
 )
 from transforms.model.difference import checkpoint_writers
@@ -154,7 +154,7 @@ def compute_directions(
     """
     require_folder(base, "--base")
     require_folder(tuned, "--tuned")
-    require_family(base)
+    family_of(base)  # refuses one that is not known
     layers = layer_count(base)
     writers = adapter_writers(base, tuned) if is_adapter(tuned) else checkpoint_writers(base, tuned)
     chosen = _monitored(writers, layers - skip_last)

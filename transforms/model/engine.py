@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from schemas.records import Cosines, Int32s
-from transforms.model import checkpoint, directions, loading
+from transforms.model import directions, loading
 from transforms.model.directions import Directions
 from transforms.model.trunk import Scorer
 
@@ -75,7 +75,7 @@ class TrunkEngine:
     def context(self) -> int:
         """The most tokens the model can take in."""
         folder = self.tuned if self.base is None else self.base
-        return int(checkpoint.text_config(folder)["max_position_embeddings"])
+        return loading.context(folder)
 
     def tokenizer(self) -> Any:
         """The tokenizer of the fine-tuned model, or of its base where it has none."""

@@ -4,17 +4,18 @@ Nothing is fetched and no code of the model's is run: local safetensors files on
 """
 
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from peft import PeftModel
 from safetensors import SafetensorError
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from schemas.errors import ConfigurationError
 from transforms.model.adapter import adapter_files, is_adapter
 from transforms.model.checkpoint import first_line, require_folder
+from transforms.model.families import FAMILIES
 
 _LOCAL = {"trust_remote_code": False, "local_files_only": True}
 _TOKENIZER_CONFIG = "tokenizer_config.json"
@@ -63,6 +64,18 @@ def load_tokenizer(base: Path | None, tuned: Path) -> Any:
     if not tokenizer.is_fast:
         raise ConfigurationError(f"tokenizer {folder} has no offsets; add its tokenizer.json")
     return tokenizer
+
+
+def context(folder: Path) -> int:
+    """The most tokens the model in `folder` can take in, where need be by its family's default.
+
+    Raises ConfigurationError where its config.json cannot be read.
+    """
+    try:
+        config = AutoConfig.from_pretrained(folder, **_LOCAL)
+    except (OSError, ValueError) as error:
+        raise ConfigurationError(f"cannot load model {folder}: {first_line(error)}") from error
+    return int(config.get_text_config().max_position_embeddings)
 
 
 def placement(device: str, dtype: str) -> tuple[torch.device, torch.dtype]:
@@ -117,24 +130,36 @@ def _from_folder(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
         raise ConfigurationError(f"cannot load model {folder}: {first_line(error)}") from error
     model: PreTrainedModel = loaded[0]
     missing = loaded[1]["missing_keys"]
-    # What the files lack has been made up at random. The lm_head is not used here.
-    lacking = sorted(key for key in missing if not key.startswith("lm_head"))
+    # What the files lack has been made up at random. The head is not used here.
+    trunk = f"{model.base_model_prefix}."
+    lacking = sorted(key for key in missing if key.startswith(trunk))
     if lacking:
         raise ConfigurationError(f"{folder} lacks {lacking[0]}; give the whole checkpoint")
     return model
 
 
+def decoder_layers(trunk: nn.Module) -> nn.ModuleList:
+    """The decoder layers of a transformers model's trunk, by its family."""
+    config: Any = trunk.config
+    layers: Any = trunk.get_submodule(FAMILIES[config.model_type].layers)
+    return cast(nn.ModuleList, layers)
+
+
 def _cut(model: PreTrainedModel, last_layer: int) -> nn.Module:
-    trunk = model.base_model
-    layers = getattr(trunk, "layers", None)
-    if not isinstance(layers, nn.ModuleList) or not hasattr(trunk, "norm"):
-        raise ConfigurationError(f"{type(model).__name__} has no plain list of decoder layers")
+    # A model that also reads images holds its language model inside.
+    trunk: Any = getattr(model.base_model, "language_model", model.base_model)
+    if trunk.config.model_type not in FAMILIES:
+        raise ConfigurationError(
+            f"the language model is not found in {type(model).__name__}; save it alone, and add "
+            "its family as docs/architectures.md says"
+        )
+    family, layers = FAMILIES[trunk.config.model_type], decoder_layers(trunk)
     if last_layer >= len(layers):
         raise ConfigurationError(
             f"the directions reach layer {last_layer}, the model has {len(layers)} layers; "
             "use the directions of this model"
         )
-    trunk.layers = layers[: last_layer + 1]
-    model.config.get_text_config().num_hidden_layers = last_layer + 1
-    trunk.norm = nn.Identity()
-    return trunk
+    trunk.set_submodule(family.layers, layers[: last_layer + 1])
+    trunk.set_submodule(family.final_norm, nn.Identity())
+    trunk.config.num_hidden_layers = last_layer + 1
+    return cast(nn.Module, trunk)

@@ -22,9 +22,14 @@ and its energy, the sum of their squares, is the sum of V. Singular values that 
 edge bound the energy of what is noise, and the edge goes with its square root; the bound is taken
 again with the smaller edge until it stays. So a float32 merge onto a bfloat16 base, whose base was
 never rounded, is not charged with bfloat16.
+
+Matrices side by side are one wide matrix: their sums over rows add up. Where a norm multiplies what
+a matrix writes, so it does the errors: V is multiplied by the square of the row's gain.
 """
 
 import math
+from collections.abc import Iterable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -50,18 +55,60 @@ def precision(weights: Tensor) -> torch.dtype:
     return next(narrower, weights.dtype)
 
 
-def rounding_floor(base: Tensor, tuned: Tensor, values: Tensor) -> float:
-    """The largest singular value of tuned minus base that may be rounding.
+def finest(dtypes: Iterable[torch.dtype]) -> torch.dtype:
+    """The one of these that keeps most digits."""
+    return max(dtypes, key=(*_NARROW, torch.float64).index)
+
+
+@dataclass(frozen=True, slots=True)
+class Noise:
+    """Variances of the rounding errors in a difference, summed."""
+
+    rows: Tensor  # [out] float64, over each row
+    column: float  # over a column, the largest
+
+    def beside(self, other: "Noise") -> "Noise":
+        """That of two differences side by side."""
+        return Noise(self.rows + other.rows, max(self.column, other.column))
+
+
+def noise(base: Tensor, tuned: Tensor, gains: tuple[Tensor, Tensor] | None = None) -> Noise:
+    """Rounding errors of tuned minus base, as large as both precisions allow.
 
     Args:
       base: [out, in], in the dtype it is stored in (a floating type of torch).
       tuned: [out, in], likewise.
-      values: all singular values of tuned minus base, float64, largest first.
+      gains: what the rows of base and tuned are multiplied by, [out] float64 each; None: 1.
+    """
+    dtypes = {precision(base), precision(tuned)}
+    rows, columns = [], torch.zeros(base.shape[1], dtype=torch.float64)
+    factors = gains or (torch.ones(base.shape[0]),) * 2
+    blocks = (part.split(_ROWS) for part in (base, tuned, *factors))
+    for before, after, *gain in zip(*blocks, strict=True):
+        scaled = [
+            _squared_ulp(weights, dtypes) * factor.square()[:, None]
+            for weights, factor in zip((before, after), gain, strict=True)
+        ]
+        variance = (scaled[0] + scaled[1]) / 12
+        rows.append(variance.sum(dim=1))
+        columns += variance.sum(dim=0)
+    return Noise(torch.cat(rows), float(columns.max()))
+
+
+def rounding_floor(errors: Noise, values: Tensor) -> float:
+    """The largest singular value of a difference that may be rounding.
+
+    Args:
+      errors: the difference's, see `noise`.
+      values: all its singular values, float64, largest first.
 
     Returns:
       A bound in the unit of the singular values; 0 where the difference has no noise.
     """
-    most, energy = _noise(base, tuned)
+    most = float(errors.rows.max().sqrt()) + math.sqrt(errors.column)
+    energy = float(errors.rows.sum())
+    if energy == 0:
+        return 0.0
     edge = most
     while True:
         rest = float(torch.linalg.vector_norm(values[values <= MARGIN * edge]))
@@ -71,17 +118,9 @@ def rounding_floor(base: Tensor, tuned: Tensor, values: Tensor) -> float:
         edge = measured
 
 
-def _noise(base: Tensor, tuned: Tensor) -> tuple[float, float]:
-    """Edge and energy of rounding errors as large as both precisions allow."""
-    dtypes = {precision(base), precision(tuned)}
-    rows, columns = [], torch.zeros(base.shape[1], dtype=torch.float64)
-    for before, after in zip(base.split(_ROWS), tuned.split(_ROWS), strict=True):
-        variance = (_squared_ulp(before, dtypes) + _squared_ulp(after, dtypes)) / 12
-        rows.append(variance.sum(dim=1))
-        columns += variance.sum(dim=0)
-    per_row = torch.cat(rows)
-    edge = float(per_row.max().sqrt() + columns.max().sqrt())
-    return edge, float(per_row.sum())
+def half_ulps(weights: Tensor, dtypes: set[torch.dtype]) -> Tensor:
+    """The largest error that rounding may have made in each weight, float64."""
+    return _squared_ulp(weights, dtypes).sqrt() / 2
 
 
 def _squared_ulp(weights: Tensor, dtypes: set[torch.dtype]) -> Tensor:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import groupby
 from threading import Lock
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from schemas.records import ABSENT, STEPS_PER_UNIT, Cosines, Int32s, Role
 from transforms.model.directions import Directions
+from transforms.model.loading import decoder_layers
 
 _PADDING_ID = 0  # any id of the vocabulary: padded places are masked everywhere
 _PADDING_ROLE = -1
@@ -34,7 +35,7 @@ class Scorer:
         """Put the directions, float32, on the trunk's device.
 
         Args:
-          trunk: model with `layers`, as made by `load_trunk`.
+          trunk: as made by `load_trunk`.
           directions: in stored order, that is with layers ascending.
         """
         self._trunk = trunk
@@ -124,19 +125,16 @@ def _collect(
 
 @contextmanager
 def _hooked(trunk: nn.Module, by_layer: dict[int, Tensor], reduction: _Reduction) -> Iterator[None]:
+    layers = decoder_layers(trunk)
     handles = [
-        _layer(trunk, layer).register_forward_hook(_hook(reduction, directions))
-        for layer, directions in by_layer.items()
+        layers[number].register_forward_hook(_hook(reduction, directions))
+        for number, directions in by_layer.items()
     ]
     try:
         yield
     finally:
         for handle in handles:
             handle.remove()
-
-
-def _layer(trunk: nn.Module, index: int) -> nn.Module:
-    return cast(nn.ModuleList, trunk.layers)[index]
 
 
 def _hook(reduction: _Reduction, directions: Tensor) -> Callable[..., None]:

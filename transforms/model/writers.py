@@ -1,20 +1,15 @@
-"""The matrices that write into the residual stream, and what is taken from their differences.
+"""What writes into the residual stream, and what is taken from its difference.
 
-Two in every decoder layer: attention `o_proj` and MLP `down_proj`. Where a difference comes from
-(an adapter's factors, two checkpoints) is the business of the modules that make a `Writer`.
+Two in every decoder layer, attention's `o_proj` and the MLP's `down_proj` (see `families`). Where
+a difference comes from (an adapter's factors, two checkpoints) is the business of the modules that
+make a `Writer`.
 """
 
-import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-
-WRITERS: Mapping[str, str] = {"self_attn.o_proj": "o_proj", "mlp.down_proj": "down_proj"}
-"""Their modules in a decoder layer, and their kinds, in stored order."""
-
-_MODULE = re.compile(r"(?:.+\.)?layers\.(?P<layer>\d+)\.(?P<path>[^.]+\.[^.]+)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,23 +33,12 @@ class LeftSingular:
 
 @dataclass(frozen=True, slots=True)
 class Writer:
-    """One matrix whose difference can be decomposed."""
+    """What one kind writes with in one layer, whose difference can be decomposed."""
 
     layer: int
     kind: str  # "o_proj" or "down_proj"
     decompose: Callable[[int], LeftSingular]
     """Takes `top_k`; does all the work. Raises ConfigurationError for weights that are no use."""
-
-
-def place(module: str) -> tuple[int, str] | None:
-    """Layer and kind of the module with this name ("model.layers.3.mlp.down_proj"), if it writes.
-
-    None for every other module.
-    """
-    match = _MODULE.fullmatch(module)
-    if match is None or match["path"] not in WRITERS:
-        return None
-    return int(match["layer"]), WRITERS[match["path"]]
 
 
 def numerical_floor(largest: float, shape: tuple[int, int]) -> float:
