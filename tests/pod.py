@@ -115,8 +115,7 @@ class Container:
     def _isolated(self, command: Sequence[str]) -> list[str]:
         root = self.volumes / ".root"
         root.mkdir(parents=True, exist_ok=True)
-        apart = ["unshare", "--mount", *([] if self.network else ["--net"])]
-        apart += [] if _privileged() else ["--map-root-user"]
+        apart = [*_apart(), *([] if self.network else ["--net"])]
         variables = [f"{name}={value}" for name, value in self._environment().items()]
         inside = [*self._as_user(), "env", "-i", *variables, *command]
         script = "\n".join(["set -eu", *self._mounts(root), *_enter(root), 'exec "$@"'])
@@ -200,6 +199,16 @@ def install(to: Path) -> None:
     script = to / "bin/deltawatch"
     _, _, rest = script.read_text().partition("\n")
     script.write_text(f"#!{PACKAGES}/bin/python\n{rest}")
+
+
+def refused() -> str:
+    """What the kernel says to a container of this user; "": nothing. Some let only root."""
+    mount = ["sh", "-c", "mount -t tmpfs tmpfs /mnt"]
+    return subprocess.run([*_apart(), "--net", *mount], capture_output=True, text=True).stderr
+
+
+def _apart() -> list[str]:
+    return ["unshare", "--mount", *([] if _privileged() else ["--map-root-user"])]
 
 
 def _privileged() -> bool:
