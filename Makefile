@@ -50,7 +50,8 @@ faults: setup ## Kill jobs, brokers and disks and compare what is left (half an 
 	    $(BIN)/python tests/faults/run.py --records $(RECORDS) $(FAULTS)
 
 faults-llm: setup ## The same kills with the real LLM
-	@$(WITH_TESTS) $(BIN)/python tests/faults/run.py --subject llm --records 300 --only kills
+	@$(WITH_TESTS) $(BIN)/python tests/faults/run.py --subject llm --records 300 \
+	    --kills 10 --only kills
 
 faults-ci: setup ## A part of `make faults` in a few minutes, as continuous integration runs it
 	@$(WITH_TESTS) $(BIN)/python tests/faults/run.py --records 1500 --kills 8 \
