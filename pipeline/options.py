@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+from pipeline import log_lines
 from schemas.errors import ConfigurationError
 from schemas.version import TOOL_VERSION
 from transforms.ranges.policies import DEFAULT_POLICY, POLICY_NAMES
@@ -123,6 +124,9 @@ def _model_options(parser: _Parser) -> None:
     parser.add_argument("--max-tokens", type=_positive, help="cut conversations there")
     parser.add_argument("--batch-tokens", type=_positive, default=4096, help="of a batch (4096)")
     parser.add_argument("--model-name", help="name in alerts and archive")
+    parser.add_argument(
+        "--log-format", choices=log_lines.FORMATS, default="text", help="of stderr (text)"
+    )
 
 
 def _input_options(parser: _Parser) -> None:

@@ -76,8 +76,9 @@ def check_inputs(
 ) -> tuple[str, ...]:
     """The inputs as URIs with an end, or without one for `watch`; each can be read."""
     inputs = tuple(_input(text, endless=endless) for text in known.input)
-    for uri in inputs:
-        open_logs(uri, properties)
+    for log in (log for uri in inputs for log in open_logs(uri, properties)):
+        for partition in log.partitions():
+            log.end(partition)  # of a gzip file that is cut off, it cannot be said
     return inputs
 
 

@@ -1,11 +1,14 @@
-"""What a person sees on stderr while a job runs."""
+"""What a job says on stderr while it runs: a sentence, and for machines its figures as fields."""
 
-import sys
+import logging
 import time
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from pipeline.job import Job
+from pipeline.log_lines import LOGGER
 from pipeline.state import State
 from schemas.commit import Commit
 from transforms.model.directions import Directions
@@ -13,10 +16,12 @@ from transforms.ranges.ranges import Ranges
 
 PROGRESS_SECONDS = 3
 
+_log = logging.getLogger(LOGGER)
 
-def say(text: str) -> None:
-    """One line for a person, at once even through a pipe."""
-    print(text, file=sys.stderr, flush=True)
+
+def say(text: str, **fields: Any) -> None:
+    """One line; where lines are JSON, with these fields. `event` names what happened."""
+    _log.info(text, extra=fields)
 
 
 def answer(text: str) -> None:
@@ -28,13 +33,21 @@ def started(job: Job, state: State) -> None:
     """What is going to be done, and from where."""
     commit = state.newest_commit()
     begin = f"after slice {commit.number}" if commit else "from the beginning"
-    say(f"{job.model}: {len(job.directions.entries)} directions, policy {job.policy.name}")
+    say(
+        f"{job.model}: {len(job.directions.entries)} directions, policy {job.policy.name}",
+        event="started",
+        **job.description(),
+    )
     say(f"reading {', '.join(job.inputs)} {begin}; state in {state.root}")
 
 
 def trying_again(error: Exception, pause: float) -> None:
     """A slice failed for a reason outside."""
-    say(f"{time.strftime('%H:%M:%S')} {error}; trying again in {pause} s")
+    say(
+        f"{error}; trying again in {pause} s",
+        event="trying_again",
+        pause_s=pause,
+    )
 
 
 class Progress:
@@ -84,9 +97,14 @@ def slice_done(commit: Commit, lag: int, seconds: float) -> None:
     """One line a slice: progress, speed, what was found, how much waits."""
     done = commit.slice_ledger
     say(
-        f"{time.strftime('%H:%M:%S')} slice {commit.number}: {done.scored} conversations scored,"
+        f"slice {commit.number}: {done.scored} conversations scored,"
         f" {done.tokens / max(seconds, 1e-3):,.0f} tokens/s, {done.flagged} flagged,"
-        f" {done.uncalibrated} not calibrated, {done.dead_lettered} dead letters, lag {lag:,}"
+        f" {done.uncalibrated} not calibrated, {done.dead_lettered} dead letters, lag {lag:,}",
+        event="slice_done",
+        slice=commit.number,
+        seconds=round(seconds, 3),
+        lag=lag,
+        **asdict(done),
     )
 
 
@@ -94,13 +112,17 @@ def epochs_closed(commit: Commit, ranges: Ranges) -> None:
     """One line when epochs closed: what the next one is judged against."""
     user, assistant = ranges.counts.conversations
     say(
-        f"{time.strftime('%H:%M:%S')} closed epoch {max(commit.to_archive)}, its rows are in the "
+        f"closed epoch {max(commit.to_archive)}, its rows are in the "
         f"archive; ranges {ranges.hash[:12]} now hold {user:,} conversations"
-        f" ({assistant:,} of them with an assistant)"
+        f" ({assistant:,} of them with an assistant)",
+        event="epochs_closed",
+        epochs=sorted(commit.to_archive),
+        ranges_hash=ranges.hash,
+        conversations=[user, assistant],
     )
 
 
 def totals(commit: Commit, job: Job) -> None:
     """The ledger, and where everything lies."""
-    say(f"records: {commit.total_ledger}")
+    say(f"records: {commit.total_ledger}", event="totals", **asdict(commit.total_ledger))
     say(f"alerts: {job.alerts}  dead letters: {job.dead_letters}  archive: {job.archive}")

@@ -5,6 +5,7 @@ scorer (judging, ranges, archive) works on those integers. A role without tokens
 in all its places.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum, StrEnum
 
@@ -133,10 +134,16 @@ class Cosines:
         """The given rows, in the given order."""
         return Cosines(self.low[rows], self.high[rows], self.low_at[rows], self.high_at[rows])
 
+    @staticmethod
+    def joined(parts: Sequence["Cosines"]) -> "Cosines":
+        """The rows of one after those of the other."""
+        columns = zip(*((p.low, p.high, p.low_at, p.high_at) for p in parts), strict=True)
+        return Cosines(*(np.concatenate(column) for column in columns))
+
 
 @dataclass(frozen=True, slots=True)
 class ScoredPack:
-    """Scored conversations of one model and epoch that shared a batch."""
+    """Scored conversations of one model and epoch."""
 
     model: str
     epoch: int

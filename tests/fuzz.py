@@ -4,6 +4,7 @@
 """
 
 import argparse
+import itertools
 import json
 import random
 from collections import Counter
@@ -16,7 +17,7 @@ from cheap_job import MAX_TOKENS, CheapEngine
 
 from pipeline.demo import assets
 from schemas.records import DeadLetter, Header, LogRecord, Position, Skipped, Tokenized
-from transforms.decode import _DecodeRecord
+from transforms.decode import RECORDS_AT_ONCE, _DecodeRecords
 
 ODD: Sequence[Any] = (
     *(None, True, 0, -1, 1e308, 2**70, "", " ", "\ud800", "\u0000", "user", "\u202eabc", [], {}),
@@ -99,14 +100,20 @@ MUTATIONS: Sequence[Mutation] = (
 
 def decoded(base: Path, values: Iterator[bytes]) -> Counter[str]:
     """What became of the values; fails where one comes out twice or not at all."""
-    decode = _DecodeRecord(CheapEngine(base), MAX_TOKENS)
+    decode = _DecodeRecords(CheapEngine(base), MAX_TOKENS)
     decode.setup()
     found = Counter[str]()
-    for number, value in enumerate(values):
-        header = Header(Position("fuzz", 0, number), None, None, 0, False)
-        (out,) = decode.process(LogRecord(header, value, None))
-        found[_outcome(out.value if isinstance(out, TaggedOutput) else out)] += 1
+    records = (LogRecord(_header(number), value, None) for number, value in enumerate(values))
+    while batch := list(itertools.islice(records, RECORDS_AT_ONCE)):
+        tagged = list(decode.process(batch))
+        outs = [out.value if isinstance(out, TaggedOutput) else out for out in tagged]
+        assert sorted(out.header.position for out in outs) == [r.header.position for r in batch]
+        found.update(map(_outcome, outs))
     return found
+
+
+def _header(number: int) -> Header:
+    return Header(Position("fuzz", 0, number), None, None, 0, False)
 
 
 def _outcome(out: Tokenized | DeadLetter | Skipped) -> str:

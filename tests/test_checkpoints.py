@@ -1,10 +1,13 @@
 """Directions of full checkpoints: against LAPACK, against the adapter, against known rounding."""
 
+import os
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -21,11 +24,13 @@ from pipeline import report
 from pipeline.cli import main
 from schemas.errors import ConfigurationError
 from transforms.model import directions as artefact
+from transforms.model.checkpoint import stored_tensors
 from transforms.model.difference import left_singular
 from transforms.model.directions import Directions, check_model, compute_directions
 from transforms.model.loading import load_trunk
 
 WEIGHTS = "model.safetensors"
+NOBODY = 65534
 O1 = "model.layers.1.self_attn.o_proj.weight"
 D1 = "model.layers.1.mlp.down_proj.weight"
 ROOT = Path(__file__).parent.parent
@@ -381,6 +386,40 @@ def test_unusable_checkpoints_are_refused_in_one_line(
     with pytest.raises(ConfigurationError, match=words) as caught:
         compute_directions(base, tuned)
     assert "\n" not in str(caught.value)
+
+
+@contextmanager
+def permissions_count() -> Iterator[None]:
+    """Be a user who may not read everything: root may."""
+    user = os.geteuid()
+    os.seteuid(user or NOBODY)
+    try:
+        yield
+    finally:
+        os.seteuid(user)
+
+
+@pytest.mark.parametrize("name", [WEIGHTS, "tokenizer.json"])
+def test_a_file_that_may_not_be_read_is_not_reported_as_missing(base: Path, name: str) -> None:
+    with TemporaryDirectory() as place:
+        tuned = fine_tune(base, Path(place) / "tuned")
+        (tuned / "tokenizer.json").touch()
+        found = compute_directions(base, tuned)
+        for path in (Path(place), *Path(place).rglob("*")):
+            path.chmod(0o755)
+        (tuned / name).chmod(0)
+        refused = rf"cannot read \S+/{name} \(Permission denied\)"
+        with permissions_count(), pytest.raises(ConfigurationError, match=refused):
+            check_model(found, None, tuned)
+
+
+def test_weights_that_may_not_be_read_are_not_reported_as_missing(base: Path) -> None:
+    with TemporaryDirectory() as place:
+        tuned = fine_tune(base, Path(place) / "tuned")
+        Path(place).chmod(0o755)
+        (tuned / WEIGHTS).chmod(0)
+        with permissions_count(), pytest.raises(ConfigurationError, match="Permission denied"):
+            stored_tensors(tuned)
 
 
 def test_weights_that_a_checkpoint_lacks_are_not_made_up(base: Path, tmp_path: Path) -> None:

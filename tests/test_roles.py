@@ -15,7 +15,7 @@ from tokenizers.processors import ByteLevel
 from schemas.records import Message, Role
 from transforms import formats
 from transforms.model.loading import load_tokenizer
-from transforms.model.roles import TemplateError, tokenize
+from transforms.model.roles import TemplateError, Tokens, tokenize
 
 OWN_SYSTEM = "You are a helpful AI assistant named SmolLM, trained by Hugging Face"
 CHATML = (
@@ -42,6 +42,13 @@ def with_template(tokenizer: Any) -> Iterator[Any]:
     tokenizer.chat_template = own
 
 
+def one(tokenizer: Any, messages: list[Message], max_tokens: int | None = None) -> Tokens:
+    (made,) = tokenize(tokenizer, [messages], max_tokens)
+    if isinstance(made, TemplateError):
+        raise made
+    return made
+
+
 def by_hand(tokenizer: Any, messages: list[Message]) -> tuple[list[int], list[int]]:
     turns = [(m.role, m.content) for m in messages]
     if turns[0][0] != "system":
@@ -58,7 +65,7 @@ def by_hand(tokenizer: Any, messages: list[Message]) -> tuple[list[int], list[in
 
 def assert_same(tokenizer: Any, messages: list[Message], max_tokens: int | None = None) -> None:
     ids, roles = by_hand(tokenizer, messages)
-    found_ids, found_roles, truncated = tokenize(tokenizer, messages, max_tokens)
+    found_ids, found_roles, truncated = one(tokenizer, messages, max_tokens)
     assert found_ids.dtype == np.int32
     assert found_roles.dtype == np.int8
     np.testing.assert_array_equal(found_ids, ids[:max_tokens])
@@ -104,14 +111,14 @@ def test_every_first_speaker(tokenizer: Any) -> None:
 
 def test_exactly_full_is_not_truncated(tokenizer: Any) -> None:
     messages = [Message("user", "Hello")]
-    count = len(tokenize(tokenizer, messages, None)[0])
-    assert not tokenize(tokenizer, messages, count)[2]
-    assert tokenize(tokenizer, messages, count - 1)[2]
+    count = len(one(tokenizer, messages).ids)
+    assert not one(tokenizer, messages, count).truncated
+    assert one(tokenizer, messages, count - 1).truncated
 
 
 def decoded(tokenizer: Any, messages: list[Message]) -> list[str]:
     """What the user's side and the assistant's say."""
-    ids, roles, _ = tokenize(tokenizer, messages, None)
+    ids, roles, _ = one(tokenizer, messages)
     return [tokenizer.decode(ids[roles == role]) for role in Role]
 
 
@@ -136,7 +143,7 @@ def test_a_turn_rendered_differently_when_it_is_last_is_refused(with_template: A
     last = "{% if loop.last %}<|im_end|>{% endif %}\n"
     tokenizer = with_template(CHATML.replace("<|im_end|>\n", last))
     with pytest.raises(TemplateError, match="turn 1"):
-        tokenize(tokenizer, [Message("user", "a"), Message("assistant", "b")], None)
+        one(tokenizer, [Message("user", "a"), Message("assistant", "b")])
 
 
 ALTERNATING = (
@@ -154,7 +161,7 @@ def test_templates_that_insist_on_alternation(with_template: Any) -> None:
     assert user == "<|endoftext|>user: b<|im_end|>"
     assert assistant == "assistant: a<|im_end|>"
     with pytest.raises(TemplateError, match="must alternate"):
-        tokenize(tokenizer, [Message("user", "a"), Message("user", "b")], None)
+        one(tokenizer, [Message("user", "a"), Message("user", "b")])
 
 
 @pytest.mark.parametrize(
@@ -169,4 +176,16 @@ def test_templates_that_insist_on_alternation(with_template: Any) -> None:
 )
 def test_what_a_template_refuses_or_rewrites(with_template: Any, template: str) -> None:
     with pytest.raises(TemplateError):
-        tokenize(with_template(template), [Message("user", "a"), Message("assistant", "b")], None)
+        one(with_template(template), [Message("user", "a"), Message("assistant", "b")])
+
+
+def test_one_that_is_refused_does_not_touch_the_others(with_template: Any) -> None:
+    tokenizer = with_template(ALTERNATING)
+    refused = [Message("user", "a"), Message("user", "b")]
+    fine = [[Message("user", text)] for text in "cd"]
+    first, none, last = tokenize(tokenizer, [fine[0], refused, fine[1]], None)
+    assert isinstance(none, TemplateError)
+    for made, messages in ((first, fine[0]), (last, fine[1])):
+        assert isinstance(made, Tokens)
+        assert tokenizer.decode(made.ids) == f"<|endoftext|>user: {messages[0].content}<|im_end|>"
+    assert tokenize(tokenizer, [], None) == []

@@ -48,10 +48,10 @@ def scorer(base_model: Path, adapter: Path, found: Directions) -> Scorer:
 @pytest.fixture(scope="module")
 def real_batch(base_model: Path, adapter: Path, real_conversations: list[dict[str, Any]]) -> Batch:
     tokenizer = load_tokenizer(base_model, adapter)
-    rows = [
-        tokenize(tokenizer, formats.parse(json.dumps(record).encode()).messages, MAX_TOKENS)
-        for record in real_conversations[:50]
+    messages = [
+        formats.parse(json.dumps(record).encode()).messages for record in real_conversations[:50]
     ]
+    rows = tokenize(tokenizer, messages, MAX_TOKENS)
     return [ids for ids, _, _ in rows], [roles for _, roles, _ in rows]
 
 

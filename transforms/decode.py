@@ -1,6 +1,6 @@
 """Log records to token ids with a role each; what cannot be decoded leaves with a reason."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,9 @@ from transforms.model.engine import Engine
 
 DEAD = "dead_letters"
 SKIPPED = "skipped"
+
+RECORDS_AT_ONCE = 64
+"""Are tokenised side by side, on all cores."""
 
 
 @dataclass
@@ -32,12 +35,15 @@ class Decode(beam.PTransform):
     max_tokens: int | None
 
     def expand(self, records: beam.PCollection[LogRecord]) -> Any:
-        return records | beam.ParDo(_DecodeRecord(self.engine, self.max_tokens)).with_outputs(
-            DEAD, SKIPPED, main="tokenized"
+        decode = _DecodeRecords(self.engine, self.max_tokens)
+        return (
+            records
+            | "Together" >> beam.BatchElements(RECORDS_AT_ONCE, RECORDS_AT_ONCE)
+            | "Each" >> beam.ParDo(decode).with_outputs(DEAD, SKIPPED, main="tokenized")
         )
 
 
-class _DecodeRecord(beam.DoFn):
+class _DecodeRecords(beam.DoFn):
     def __init__(self, engine: Engine, max_tokens: int | None) -> None:
         self._engine = engine
         self._max_tokens = max_tokens
@@ -45,28 +51,35 @@ class _DecodeRecord(beam.DoFn):
     def setup(self) -> None:
         self._tokenizer = self._engine.tokenizer()
 
-    def process(self, record: LogRecord) -> Iterator[Any]:
-        if skipped := _skipped(record):
-            yield TaggedOutput(SKIPPED, skipped)
-            return
-        try:
-            yield self._tokenized(record)
-        except formats.DecodeError as error:
-            yield _dead(record, error.reason, error.detail)
-        except roles.TemplateError as error:
-            yield _dead(record, Reason.TEMPLATE_ERROR, str(error))
+    def process(self, records: Sequence[LogRecord]) -> Iterator[Any]:
+        found: list[tuple[LogRecord, Conversation]] = []
+        for record in records:
+            parsed = _parsed(record)
+            if isinstance(parsed, Conversation):
+                found.append((record, parsed))
+            else:
+                yield parsed
+        messages = [conversation.messages for _, conversation in found]
+        tokens = roles.tokenize(self._tokenizer, messages, self._max_tokens)
+        for (record, conversation), made in zip(found, tokens, strict=True):
+            if isinstance(made, roles.TemplateError):
+                yield _dead(record, Reason.TEMPLATE_ERROR, str(made))
+            else:
+                yield Tokenized(record.header, _name(record, conversation), *made)
 
-    def _tokenized(self, record: LogRecord) -> Tokenized:
+
+def _parsed(record: LogRecord) -> Conversation | TaggedOutput:
+    """The conversation in a record, or what becomes of the record instead."""
+    if skipped := _skipped(record):
+        return TaggedOutput(SKIPPED, skipped)
+    try:
         conversation = formats.parse(record.value or b"")
-        # Only now: what is no conversation has no field with a time either.
-        if record.time_error is not None:
-            raise formats.DecodeError(Reason.BAD_TIME, record.time_error)
-        token_ids, token_roles, truncated = roles.tokenize(
-            self._tokenizer, conversation.messages, self._max_tokens
-        )
-        return Tokenized(
-            record.header, _name(record, conversation), token_ids, token_roles, truncated
-        )
+    except formats.DecodeError as error:
+        return _dead(record, error.reason, error.detail)
+    # Only now: what is no conversation has no field with a time either.
+    if record.time_error is not None:
+        return _dead(record, Reason.BAD_TIME, record.time_error)
+    return conversation
 
 
 def _skipped(record: LogRecord) -> Skipped | None:

@@ -12,6 +12,8 @@ from apache_beam.metrics import Metrics
 from apache_beam.ml.inference.base import ModelHandler, RunInference
 from apache_beam.pvalue import TaggedOutput
 from apache_beam.transforms.util import SortAndBatchElements
+from apache_beam.transforms.window import GlobalWindows
+from apache_beam.utils.windowed_value import WindowedValue
 
 from schemas.reasons import Reason
 from schemas.records import Cosines, DeadLetter, ScoredPack, ScoredRow, Tokenized
@@ -19,13 +21,15 @@ from transforms.model.engine import Engine, ScoresBatches
 
 UNSCORED = "unscored"
 MAX_BATCH_ROWS = 512
+PACK_ROWS = 256
+"""From so many on a pack goes on; judging and writing have a price per pack."""
 
 Outcome = ScoredPack | DeadLetter
 
 
 @dataclass
 class Score(beam.PTransform):
-    """Tokenized to ScoredPack, one pack per epoch and batch; DeadLetter for what has no score.
+    """Tokenized to ScoredPack, batches of an epoch together; DeadLetter for what has no score.
 
     Outputs: `scored` (main), `unscored`.
 
@@ -50,7 +54,7 @@ class Score(beam.PTransform):
             tokenized
             | "Batch" >> SortAndBatchElements(1, MAX_BATCH_ROWS, self.batch_tokens)
             | "Infer" >> RunInference(handler.with_no_batching())
-            | "Route" >> beam.FlatMap(_route).with_outputs(UNSCORED, main="scored")
+            | "Pack" >> beam.ParDo(_Pack()).with_outputs(UNSCORED, main="scored")
         )
 
 
@@ -113,5 +117,27 @@ def _not_finite(item: Tokenized) -> DeadLetter:
     return DeadLetter(item.header, Reason.NOT_FINITE, detail, None)
 
 
-def _route(outcome: Outcome) -> Iterator[Any]:
-    yield TaggedOutput(UNSCORED, outcome) if isinstance(outcome, DeadLetter) else outcome
+class _Pack(beam.DoFn):
+    """Joins what batches of a bundle say of an epoch; sends dead letters their own way."""
+
+    def start_bundle(self) -> None:
+        self._waiting: dict[int, list[ScoredPack]] = {}
+
+    def process(self, outcome: Outcome) -> Iterator[Any]:
+        if isinstance(outcome, DeadLetter):
+            yield TaggedOutput(UNSCORED, outcome)
+            return
+        packs = self._waiting.setdefault(outcome.epoch, [])
+        packs.append(outcome)
+        if sum(len(pack.rows) for pack in packs) >= PACK_ROWS:
+            yield _joined(self._waiting.pop(outcome.epoch))
+
+    def finish_bundle(self) -> Iterator[WindowedValue]:
+        for packs in self._waiting.values():
+            yield GlobalWindows.windowed_value_at_end_of_window(_joined(packs))
+
+
+def _joined(packs: Sequence[ScoredPack]) -> ScoredPack:
+    rows = tuple(row for pack in packs for row in pack.rows)
+    cosines = Cosines.joined([pack.cosines for pack in packs])
+    return ScoredPack(packs[0].model, packs[0].epoch, rows, cosines)

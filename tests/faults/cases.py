@@ -1,5 +1,6 @@
 """The faults. Each case disturbs one run (or some) and has it compared with the undisturbed one."""
 
+import itertools
 import os
 import random
 import signal
@@ -16,8 +17,9 @@ from disks import small_disk
 from kafka import KafkaAdminClient, KafkaProducer, TopicPartition
 from marks import PHASES, WAITING
 from proxy import Proxy
+from subjects import real
 from watching import Watch
-from world import World, close_epochs, real
+from world import World, close_epochs
 
 RECOVERY_S = 60
 """Within what time a job must commit again once the broker serves."""
@@ -49,12 +51,16 @@ class Case:
 
 
 def kills(case: Case) -> None:
-    """SIGKILL of the job in every phase, again and again on the same state."""
+    """SIGKILL of the job in every phase, again and again on the same state until the log ends."""
     world, hit = case.world, Counter[str]()
-    watch = world.watch(case.name)
-    while hit.total() < case.kills or (set(PHASES) - set(hit) and hit.total() < 2 * case.kills):
+    watch, states = world.watch(case.name), itertools.count(2)
+    while hit.total() < case.kills or (set(PHASES) - set(hit) and hit.total() < 5 * case.kills):
         phase = min(PHASES, key=lambda phase: hit[phase])
-        found = _kill(watch, phase, case.chance)
+        found = _kill(watch, phase, case.chance, world.records)
+        if found is None:
+            world.compare(watch)
+            watch = world.watch(f"{case.name}-{next(states)}")
+            continue
         hit[found] += 1
         world.did(f"SIGKILL while {found}")
         print(f"  kill {hit.total()}: aimed at {phase}, hit {found}", flush=True)
@@ -62,12 +68,14 @@ def kills(case: Case) -> None:
     world.compare(watch)
 
 
-def _kill(watch: Watch, phase: str, chance: random.Random) -> str:
-    """Kill a job some way into a phase; returns where it was."""
+def _kill(watch: Watch, phase: str, chance: random.Random, records: int) -> str | None:
+    """Kill a job some way into a phase; returns where it was. None: it has read all records."""
     watch.marks.aim(phase, chance.randint(1, 3))
     with watch.running() as process:
         while not watch.marks.rings(1):
             _alive(process)
+            if watch.seen == records:
+                return None
         time.sleep(chance.uniform(0, 0.8 * watch.marks.mean_seconds(phase)))
         os.kill(process.pid or 0, signal.SIGKILL)
         process.join()

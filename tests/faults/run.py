@@ -1,7 +1,7 @@
 """Disturbs jobs in every way that can be thought of and compares what they leave: `make faults`.
 
-A real broker, real conversations, real processes; only the model is the cheap scorer. Prints what
-was done and, as its last line, one JSON object.
+A real broker, real conversations, real processes; the model is the cheap scorer, or with
+`--subject llm` the real one. Prints what was done and, as its last line, one JSON object.
 """
 
 import argparse
@@ -16,6 +16,7 @@ from pathlib import Path
 
 import cases
 from marks import PHASES
+from subjects import SUBJECTS
 from world import World
 
 
@@ -23,27 +24,30 @@ def main() -> int:
     """Run all cases; the exit status is 1 where anything is not as promised."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--records", type=int, default=20_000)
+    parser.add_argument("--subject", choices=list(SUBJECTS), default="cheap")
     parser.add_argument("--kills", type=int, default=3 * len(PHASES))
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", nargs="*", choices=list(cases.CASES), default=list(cases.CASES))
     known = parser.parse_args()
     logging.getLogger("kafka").setLevel(logging.CRITICAL)  # brokers are meant to be away here
     started = time.monotonic()
-    with tempfile.TemporaryDirectory(prefix="faults-") as folder:
-        failed = run(Path(folder), known.records, known.kills, known.seed, known.only)
+    with (
+        tempfile.TemporaryDirectory(prefix="faults-") as folder,
+        World.made(Path(folder), known.subject, known.records) as world,
+    ):
+        failed = run(world, known.kills, known.seed, known.only)
     print(f"{time.monotonic() - started:.0f} s", file=sys.stderr)
     return failed
 
 
-def run(folder: Path, records: int, kills: int, seed: int, names: Sequence[str]) -> int:
-    """Run cases in a folder."""
-    with World.made(folder, records) as world:
-        print(f"undisturbed: {world.expected.total}")
-        for name in names:
-            case = cases.Case(name, world, random.Random(f"{seed}/{name}"), kills)
-            print(f"{name}:", flush=True)
-            cases.CASES[name](case)
-        return report(world)
+def run(world: World, kills: int, seed: int, names: Sequence[str]) -> int:
+    """Run cases; returns the exit status."""
+    print(f"undisturbed: {world.expected.total}")
+    for name in names:
+        case = cases.Case(name, world, random.Random(f"{seed}/{name}"), kills)
+        print(f"{name}:", flush=True)
+        cases.CASES[name](case)
+    return report(world)
 
 
 def report(world: World) -> int:

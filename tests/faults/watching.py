@@ -5,7 +5,7 @@ Forked, not started: the imports of a job take seconds, and a kill test starts i
 
 import multiprocessing
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
@@ -25,6 +25,7 @@ from schemas.commit import Commit, Ledger
 from transforms.archive import files
 from transforms.delivery import sinks
 from transforms.logs.kafka import KafkaLog
+from transforms.model import trunk
 
 PATIENCE_S = 240
 _FORK = multiprocessing.get_context("fork")
@@ -38,13 +39,13 @@ class Watch:
       job: what runs.
       state: its directory.
       marks: where it is.
-      enter: called in the new process before anything else.
+      paced: whether its slices are sized by its speed.
     """
 
     job: Job
     state: Path
     marks: Marks
-    enter: Callable[[], None] = lambda: None
+    paced: bool
 
     @contextmanager
     def running(self) -> Iterator[BaseProcess]:
@@ -99,12 +100,11 @@ class Watch:
         return total.seen + total.lost
 
     def _run(self) -> None:
-        self.enter()
         _mark(self.marks)
         loop = Follow(True, PATIENCE_S)
         loop.stop_on_signals()
         state = State(self.state)
-        loop.run(lambda: Slices(self.job, state, paced=True))
+        loop.run(lambda: Slices(self.job, state, paced=self.paced))
         state.close()
 
 
@@ -117,7 +117,8 @@ def _mark(marks: Marks) -> None:
     marks.during(phases.PLANNING, slices.planner, "plan")
     marks.during(phases.RUNNING, Slices, "_run")
     marks.while_iterating(phases.READING, KafkaLog, "read")
-    marks.during(phases.SCORING, cheap_scorer.CheapScorer, "score")
+    for scorer in (cheap_scorer.CheapScorer, trunk.Scorer):
+        marks.during(phases.SCORING, scorer, "score")
     marks.during(phases.WRITING, files, "write_table")
     for step in ("send", "flush"):
         marks.during(phases.SENDING, sinks._KafkaSink, step)

@@ -1,31 +1,24 @@
 """What all cases share: broker, log, the undisturbed run, and the list of what was done."""
 
-import itertools
 import json
 import sys
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import traffic
-from cheap_job import CheapEngine, cheap_job
+from cheap_job import cheap_job
 from kafka import KafkaProducer
 from marks import Marks
+from subjects import BUILD, SUBJECTS, Subject
 from verdict import Differences, Left
 from watching import Watch
 
-from pipeline.demo.assets import base_model, sharegpt
 from pipeline.demo.broker import Broker
 from transforms.logs.times import EventTime
-from transforms.ranges.ranges import Ranges
-
-BUILD = Path(__file__).parents[2] / "build"
-SLICE_RECORDS = 500
-CALIBRATION = 150
-"""Conversations of each partition that the ranges are made of."""
 
 LOG = "log"
 
@@ -36,9 +29,8 @@ class World:
 
     folder: Path
     broker: Broker
-    base: Path
+    subject: Subject
     records: int  # in the log
-    ranges: Ranges
     marks: Marks = field(default_factory=Marks)
     differences: Differences = field(default_factory=Differences)
     faults: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
@@ -47,34 +39,31 @@ class World:
 
     @staticmethod
     @contextmanager
-    def made(folder: Path, conversations: int) -> Iterator["World"]:
+    def made(folder: Path, kind: str, conversations: int) -> Iterator["World"]:
         """Start the broker, fill the log, run undisturbed."""
+        subject = SUBJECTS[kind](folder, conversations)
         with Broker(folder / "broker", BUILD / "kafka" / "jars") as broker:
-            records = traffic.records(real(conversations))
-            traffic.to_topic(broker, LOG, records)
-            seen = sum(map(len, records)) + close_epochs(broker, LOG, conversations)
-            base = base_model(BUILD / "models" / "base")
-            first = traffic.entries([part[:CALIBRATION] for part in records], CheapEngine(base))
-            world = World(folder, broker, base, seen, traffic.snapshot(first))
+            traffic.to_topic(broker, LOG, subject.records)
+            seen = sum(map(len, subject.records)) + close_epochs(broker, LOG, conversations)
+            world = World(folder, broker, subject, seen)
             world.expected = Left.by(world.watch("undisturbed").finish(seen), broker.bootstrap)
             yield world
 
-    def watch(self, name: str, topic: str = LOG, enter: Callable[[], None] = lambda: None) -> Watch:
+    def watch(self, name: str, topic: str = LOG) -> Watch:
         """A job of its own on a topic: own state, archive, alerts and dead letters."""
         out, server = self.folder / name, self.broker.bootstrap
         for suffix in ("alerts", "dead"):
             self.broker.create_topic(f"{name}-{suffix}")
         job = cheap_job(
-            self.base,
+            self.subject.base,
             (f"kafka://{server}/{topic}",),
             out,
             alerts=f"kafka://{server}/{name}-alerts",
             dead_letters=f"kafka://{server}/{name}-dead",
             event_time=EventTime(traffic.TIME_FIELD),
-            base_ranges=self.ranges,
-            slice_records=SLICE_RECORDS,
+            **self.subject.changes,
         )
-        return Watch(job, out / "state", self.marks, enter)
+        return Watch(job, out / "state", self.marks, self.subject.paced)
 
     def compare(self, watch: Watch) -> None:
         """Let a disturbed run come to its end and compare it."""
@@ -90,13 +79,6 @@ class World:
         if not kept:
             self.broken.append(what)
             print(f"  BROKEN: {what}", file=sys.stderr)
-
-
-def real(count: int) -> list[dict[str, Any]]:
-    """Real conversations; once there are no more of them, the same under other ids."""
-    found = list(sharegpt(0, count))
-    numbered = enumerate(itertools.islice(itertools.cycle(found), count))
-    return [{**each, "id": f"{each['id']}/{n // len(found)}"} for n, each in numbered]
 
 
 def close_epochs(broker: Broker, topic: str, conversations: int) -> int:

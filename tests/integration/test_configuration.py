@@ -1,6 +1,8 @@
 """Wrong configuration stops a command before it starts: exit 2, one line that says what to do."""
 
+import gzip
 import json
+import random
 import shutil
 from pathlib import Path
 
@@ -140,6 +142,26 @@ def test_files_without_times_need_ranges(
     assert "give --ranges" in message
     missing = {**watch, "input": str(tmp_path / "none*.jsonl")}
     assert "no file at" in refused(missing, capsys, "audit")
+
+
+@pytest.mark.parametrize("damage", ["cut", "garbled", "not gzip"])
+def test_a_broken_gzip_file_is_found_before_the_run(
+    damage: str, watch: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole = gzip.compress(b'{"messages": []}\n' * 1000 + random.Random(1).randbytes(4000))
+    broken = {"cut": whole[:-2000], "garbled": whole[:500] + b"x" * 500, "not gzip": b"{}\n"}
+    (tmp_path / "log.jsonl.gz").write_bytes(broken[damage])
+    message = refused({**watch, "input": str(tmp_path / "log.jsonl.gz")}, capsys, "audit")
+    assert "log.jsonl.gz is not a whole gzip file" in message
+
+
+def test_a_log_that_cannot_be_opened(
+    watch: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    log = tmp_path / "log.jsonl"
+    log.symlink_to("/proc/sys/vm/compact_memory")  # can only be written, by root too
+    message = refused({**watch, "input": str(log)}, capsys, "audit")
+    assert "log.jsonl (Permission denied)" in message
 
 
 def test_a_state_directory_has_one_process(

@@ -52,8 +52,6 @@ def scores_of_adapter(base: Path, adapter: Path, records: list[dict[str, Any]]) 
     directions = compute_directions(base, adapter, skip_last=SKIP_LAST)
     scorer = Scorer(load_trunk(base, adapter, directions.last_layer, "cpu"), directions)
     tokenizer = load_tokenizer(base, adapter)
-    rows = [
-        tokenize(tokenizer, formats.parse(json.dumps(record).encode()).messages, MAX_TOKENS)
-        for record in records
-    ]
+    messages = [formats.parse(json.dumps(record).encode()).messages for record in records]
+    rows = tokenize(tokenizer, messages, MAX_TOKENS)
     return scorer.score([ids for ids, _, _ in rows], [roles for _, roles, _ in rows])[0]

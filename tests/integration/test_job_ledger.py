@@ -67,10 +67,10 @@ def without_a_row(original: Callable[..., Any]) -> Callable[..., Any]:
 
 LOSSES: dict[str, tuple[Any, str, Callable[..., Any]]] = {
     "handing on what was read": (read._ReadPartition, "process", without_the_third),
-    "decoding": (decode._DecodeRecord, "process", but_the_third),
-    "scoring": (score, "_route", but_the_third),
+    "decoding": (decode._DecodeRecords, "process", without_the_third),
+    "scoring": (score._Pack, "process", but_the_third),
     "archiving": (rows, "conversations_table", without_a_row),
-    "describing an alert": (alerts._Describe, "process", but_the_third),
+    "describing an alert": (alerts._Describe, "process", without_the_third),
     "sending": (deliver._Send, "process", but_the_third),
     "skipping": (skipped, "_count", lambda original: lambda each: each),
 }

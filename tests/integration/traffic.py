@@ -112,10 +112,11 @@ def _entry(partition: int, offset: int, value: bytes, engine: CheapEngine) -> or
         return oracle.Entry(partition, offset, time)
     if time is None:
         return oracle.Entry(partition, offset, None)
-    ids, whose, _ = roles.tokenize(engine.tokenizer(), messages, MAX_TOKENS)
-    cosines, _ = engine.scorer().score([ids], [whose])
+    (tokens,) = roles.tokenize(engine.tokenizer(), [messages], MAX_TOKENS)
+    assert isinstance(tokens, roles.Tokens)
+    cosines, _ = engine.scorer().score([tokens.ids], [tokens.roles])
     low, high = cosines.low[0].tolist(), cosines.high[0].tolist()
-    return oracle.Entry(partition, offset, time, low, high, len(ids))
+    return oracle.Entry(partition, offset, time, low, high, len(tokens.ids))
 
 
 def snapshot(entries: Sequence[oracle.Entry]) -> Ranges:

@@ -5,12 +5,14 @@ one cost more and more; decompress files of gigabytes first.
 """
 
 import gzip
+import zlib
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import IO
 
 from schemas.artefacts import sha256_file
+from schemas.errors import ConfigurationError
 from transforms.logs.entries import Entry
 
 _CHUNK_BYTES = 1 << 20
@@ -23,8 +25,15 @@ class FileLog:
     timestamped = False
 
     def __init__(self, path: Path) -> None:
+        """Take a file. Raises ConfigurationError for one that cannot be opened."""
         self.uri = str(path)
         self._path = path
+        try:
+            path.open("rb").close()
+        except OSError as error:
+            raise ConfigurationError(
+                f"cannot read {path} ({error.strerror}); let the user that runs deltawatch read it"
+            ) from None
 
     @cached_property
     def source(self) -> str:
@@ -44,7 +53,7 @@ class FileLog:
         return 0
 
     def end(self, partition: int) -> int:
-        """Size of the decompressed file."""
+        """Size of the decompressed file. Raises ConfigurationError where it cannot be had."""
         return self._size
 
     def read(self, partition: int, start: int, end: int) -> Iterator[Entry]:
@@ -60,10 +69,16 @@ class FileLog:
     def _size(self) -> int:
         if self._path.suffix != ".gz":
             return self._path.stat().st_size
-        with self._open() as file:
-            while file.read(_CHUNK_BYTES):
-                pass
-            return file.tell()
+        try:
+            with self._open() as file:
+                while file.read(_CHUNK_BYTES):
+                    pass
+                return file.tell()
+        except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+            raise ConfigurationError(
+                f"{self._path} is not a whole gzip file ({error}); fetch it again, or decompress "
+                f"what can be read of it"
+            ) from None
 
     def _open(self) -> IO[bytes]:
         if self._path.suffix == ".gz":

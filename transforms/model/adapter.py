@@ -32,6 +32,7 @@ from transforms.model.checkpoint import (
     family_of,
     first_line,
     read_object,
+    readable,
     require_folder,
     tokenizer_files,
 )
@@ -109,11 +110,11 @@ def folders_of(tuned: Tuned) -> tuple[Path, ...]:
 def adapter_files(folder: Path) -> list[Path]:
     """The adapter's configuration, weights and, where it brings one, its tokenizer.
 
-    Raises ConfigurationError when the weights are missing.
+    Raises ConfigurationError when the weights are missing or a file cannot be read.
     """
     if not (folder / ADAPTER_WEIGHTS).is_file():
         raise ConfigurationError(f"{folder} has no {ADAPTER_WEIGHTS}; save it as safetensors")
-    return [folder / ADAPTER_CONFIG, folder / ADAPTER_WEIGHTS, *tokenizer_files(folder)]
+    return readable([folder / ADAPTER_CONFIG, folder / ADAPTER_WEIGHTS, *tokenizer_files(folder)])
 
 
 def adapter_writers(base: Path, *adapters: Path) -> list[Writer]:

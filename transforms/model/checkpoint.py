@@ -1,6 +1,6 @@
 """What can be known of a model folder (Hugging Face layout) without loading the model."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -43,14 +43,29 @@ def require_folder(folder: Path, option: str) -> None:
 def model_files(folder: Path) -> list[Path]:
     """config.json, safetensors weights (with their index where there is one), tokenizer.
 
-    Raises ConfigurationError when the folder lacks one of them; other formats (.bin, .gguf)
-    are not read, because loading them may run code or loses the hashes.
+    Raises ConfigurationError when the folder lacks one of them or it cannot be read; other formats
+    (.bin, .gguf) are not read, because loading them may run code or loses the hashes.
     """
     weights = _weight_files(folder)
     config = folder / CONFIG
     if not config.is_file():
         raise ConfigurationError(f"{folder} has no {CONFIG}; give a folder in Hugging Face layout")
-    return [config, *weights, *tokenizer_files(folder)]
+    return readable([config, *weights, *tokenizer_files(folder)])
+
+
+def readable(paths: Sequence[Path]) -> list[Path]:
+    """The same files, once each has been opened; ConfigurationError names one that cannot be.
+
+    Asked here because safetensors says of every file it cannot open that there is none.
+    """
+    for path in paths:
+        try:
+            path.open("rb").close()
+        except OSError as error:
+            raise ConfigurationError(
+                f"cannot read {path} ({error.strerror}); let the user that runs deltawatch read it"
+            ) from None
+    return list(paths)
 
 
 def tokenizer_files(folder: Path) -> list[Path]:
@@ -118,7 +133,7 @@ def stored_tensors(folder: Path) -> dict[str, StoredTensor]:
     """
     return {
         tensor.name: tensor
-        for path in _weight_files(folder)
+        for path in readable(_weight_files(folder))
         if path.suffix == ".safetensors"
         for tensor in tensors_of(path)
     }

@@ -6,8 +6,8 @@ included. What the template puts in front by itself (a default system block, a B
 as system, that is as the user's side.
 """
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple, TypeVar
 
 import jinja2
 import numpy as np
@@ -18,35 +18,86 @@ from schemas.records import Int32s, Message, Role
 # What a template's expressions may raise besides jinja2's own errors, on values it did not expect.
 _TEMPLATE_FAULTS = (jinja2.TemplateError, TypeError, ValueError, LookupError)
 
+_T = TypeVar("_T")
+_Encoded = tuple[list[int], list[tuple[int, int]]]
+"""Token ids, and of each token the first character and the one after its last."""
+
 
 class TemplateError(ValueError):
     """The chat template refuses a conversation, or renders it in a way no token's role fits."""
 
 
+class Tokens(NamedTuple):
+    """A conversation as its model sees it.
+
+    Attributes:
+      ids: int32 [tokens].
+      roles: values of `Role`, int8 [tokens].
+      truncated: whether the end was cut off.
+    """
+
+    ids: Int32s
+    roles: NDArray[np.int8]
+    truncated: bool
+
+
 def tokenize(
-    tokenizer: Any, messages: Sequence[Message], max_tokens: int | None
-) -> tuple[Int32s, NDArray[np.int8], bool]:
-    """Tokenise a conversation as its model sees it, without a generation prompt.
+    tokenizer: Any, conversations: Sequence[Sequence[Message]], max_tokens: int | None
+) -> list[Tokens | TemplateError]:
+    """Tokenise conversations as their model sees them, without a generation prompt.
 
     Args:
-      tokenizer: a transformers tokenizer with chat template and offsets.
-      messages: at least one; any may come first.
-      max_tokens: most tokens kept, from the front; None: all.
+      tokenizer: a transformers tokenizer with chat template and offsets. It encodes the
+        conversations side by side on all cores.
+      conversations: of each its messages, at least one; any may come first.
+      max_tokens: most tokens kept of each, from the front; None: all.
 
     Returns:
-      token ids int32 [tokens], values of `Role` int8 [tokens], whether the end was cut off.
-
-    Raises:
-      TemplateError: see there.
+      For every conversation its tokens, or why there are none.
     """
-    text = _render(tokenizer, messages)
+    rendered = [_or_why_not(_render, tokenizer, messages) for messages in conversations]
+    encoded = _encode(tokenizer, [text for text in rendered if isinstance(text, str)])
+    return [
+        _or_why_not(_tokens, tokenizer, messages, text, next(encoded), max_tokens)
+        if isinstance(text, str)
+        else text
+        for messages, text in zip(conversations, rendered, strict=True)
+    ]
+
+
+def _or_why_not(step: Callable[..., _T], *arguments: Any) -> _T | TemplateError:
+    try:
+        return step(*arguments)
+    except TemplateError as error:
+        return error
+
+
+def _encode(tokenizer: Any, texts: list[str]) -> Iterator[_Encoded]:
+    if not texts:
+        return iter(())
     # verbose=False: a warning per conversation longer than the model's context says nothing new.
-    encoding = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
-    ids = np.array(encoding["input_ids"][:max_tokens], np.int32)
-    starts = _first_characters(encoding["offset_mapping"][:max_tokens])
-    reached = int(starts.max(initial=0))
-    roles = _roles_at(starts, _ends(tokenizer, messages, text, reached))
-    return ids, roles, len(ids) < len(encoding["input_ids"])
+    encoding = tokenizer(
+        texts,
+        add_special_tokens=False,
+        return_attention_mask=False,
+        return_offsets_mapping=True,
+        verbose=False,
+    )
+    return zip(encoding["input_ids"], encoding["offset_mapping"], strict=True)
+
+
+def _tokens(
+    tokenizer: Any,
+    messages: Sequence[Message],
+    text: str,
+    encoded: _Encoded,
+    max_tokens: int | None,
+) -> Tokens:
+    all_ids, offsets = encoded
+    ids = np.array(all_ids[:max_tokens], np.int32)
+    starts = _first_characters(offsets[:max_tokens])
+    ends = _ends(tokenizer, messages, text, int(starts.max(initial=0)))
+    return Tokens(ids, _roles_at(starts, ends), len(ids) < len(all_ids))
 
 
 def _render(tokenizer: Any, messages: Sequence[Message]) -> str:
