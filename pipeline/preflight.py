@@ -86,7 +86,14 @@ def check_model(known: argparse.Namespace) -> tuple[TrunkEngine, Directions]:
     artefact = directions.load(known.directions)
     directions.check_model(artefact, known.base, known.tuned)
     loading.placement(known.device, known.dtype)
-    engine = TrunkEngine(known.base, known.tuned, known.directions, known.device, known.dtype)
+    engine = TrunkEngine(
+        known.base,
+        known.tuned,
+        known.directions,
+        known.device,
+        known.dtype,
+        known.batch_tokens,
+    )
     engine.tokenizer()
     return engine, artefact
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from schemas.records import Cosines, Int32s
 from transforms.model import directions, loading
 from transforms.model.directions import Directions
-from transforms.model.trunk import Scorer
+from transforms.model.trunk import CHUNK_TOKENS, Scorer
 
 
 class ScoresBatches(Protocol):
@@ -58,6 +58,7 @@ class TrunkEngine:
       directions: folder of the directions artefact.
       device: "auto", "cpu", "cuda" or "cuda:N".
       dtype: "auto" (bfloat16 on CUDA, float32 elsewhere) or a torch dtype's name.
+      chunk_tokens: most tokens that go through the model at once.
     """
 
     base: Path | None
@@ -65,6 +66,7 @@ class TrunkEngine:
     directions: Path
     device: str = "auto"
     dtype: str = "auto"
+    chunk_tokens: int = CHUNK_TOKENS
 
     @cached_property
     def artefact(self) -> Directions:
@@ -96,4 +98,4 @@ def _scorer(engine: TrunkEngine) -> Scorer:
     artefact = engine.artefact
     last = max(entry.layer for entry in artefact.entries)
     trunk = loading.load_trunk(engine.base, engine.tuned, last, engine.device, engine.dtype)
-    return Scorer(trunk, artefact)
+    return Scorer(trunk, artefact, engine.chunk_tokens)
