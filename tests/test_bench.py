@@ -27,7 +27,7 @@ def trace(tmp_path: Path) -> Path:
 
 def test_a_shape_is_measured(trace: Path, capsys: pytest.CaptureFixture[str]) -> None:
     options = ["--shape=tiny", f"--lengths={trace}", "--records=3", "--pairs=2"]
-    scorer.main([*options, "--device=cpu", "--dtype=bfloat16", "--batch-tokens=90"])
+    scorer.main([*options, "--device=cpu", "--dtype=float32", "--batch-tokens=90"])
     figures = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert figures["tokens"] == 41 + 30 + 90
     assert figures["batches"] == 2
