@@ -27,6 +27,7 @@ from transforms.model.loading import decoder_layers
 from transforms.model.reduction import PADDING_ROLE, Reduction
 
 CHUNK_TOKENS = 4096
+"""As many as `--batch-tokens` allows where nothing else is said."""
 
 _PADDING_ID = 0  # any id of the vocabulary: nothing before it sees what it becomes
 
