@@ -16,10 +16,10 @@ UPGRADE ?=
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo demo-ranges test faults faults-llm faults-ci soak fuzz lint docs lock k8s-check \
-    figures bench clean
+    figures bench bench-scoring clean
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(READY) ## Make .venv with everything needed (about 3.1 GB to fetch; once)
 
@@ -87,6 +87,10 @@ figures: setup ## Measure the policies on a folder of logs: make figures DATA=FO
 
 bench: setup ## What everything around the model costs: Kafka, Beam, judging, files
 	@$(BIN)/python bench/pipeline.py
+
+bench-scoring: setup ## What scoring costs beside the model: make bench-scoring DATA=FOLDER
+	@test -n "$(DATA)" || { echo "say where the logs are: make bench-scoring DATA=FOLDER" >&2; exit 2; }
+	@$(BIN)/python bench/scoring.py --data "$(DATA)"
 
 clean: ## Remove everything that was made: build, .venv
 	rm -rf build dist deltawatch.egg-info .venv

@@ -25,6 +25,8 @@ def configure(form: str) -> None:
         logging.getLogger(package).setLevel(logging.WARNING)
     # A broker that is away or refuses is one line of ours; kafka-python would add ten a second.
     logging.getLogger("kafka").setLevel(logging.CRITICAL)
+    # What a step raises is raised here again; Beam would log its traceback as well.
+    logging.getLogger("apache_beam.runners.common").setLevel(logging.CRITICAL)
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")

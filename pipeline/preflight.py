@@ -88,7 +88,12 @@ def check_model(known: argparse.Namespace) -> tuple[TrunkEngine, Directions]:
     directions.check_model(artefact, known.base, tuple(known.tuned))
     loading.placement(known.device, known.dtype)
     engine = TrunkEngine(
-        known.base, tuple(known.tuned), known.directions, known.device, known.dtype
+        known.base,
+        tuple(known.tuned),
+        known.directions,
+        known.device,
+        known.dtype,
+        known.batch_tokens,
     )
     engine.tokenizer()
     return engine, artefact

@@ -14,6 +14,7 @@ class Reason(StrEnum):
     EMPTY_CONVERSATION = "empty_conversation"  # no message with any text
     TEMPLATE_ERROR = "template_error"  # the model's chat template refuses the conversation
     NOT_FINITE = "not_finite"  # NaN or Inf in the activations
+    OUT_OF_MEMORY = "out_of_memory"  # too long to be scored in the memory there is
 
 
 class SkipReason(StrEnum):

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from lapack import largest_component_positive, svd_of_merged_difference
 from peft import PeftModel
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForCausalLM
 
 from schemas.errors import ConfigurationError
@@ -23,6 +24,7 @@ from schemas.records import ABSENT, STEPS_PER_UNIT, Cosines, Role
 from transforms import formats
 from transforms.model.directions import DirectionEntry, Directions, Manifest, compute_directions
 from transforms.model.loading import load_tokenizer, load_trunk
+from transforms.model.reduction import PIECE, Reduction
 from transforms.model.roles import tokenize
 from transforms.model.trunk import Scorer
 
@@ -276,11 +278,48 @@ def test_padding_and_neighbours_do_not_matter(rows: list[Any]) -> None:
     assert_batch_does_not_matter(EXACT, rows)
 
 
-def test_the_model_is_told_what_is_padding() -> None:
+def test_a_batch_in_one_chunk_needs_no_cache() -> None:
     trunk = Lookup(TABLE, 3)
     score(([1], "u"), ([1, 2], "ua"), scorer=Scorer(trunk, made_of(AXES, [0, 1, 2])))
-    assert trunk.options["attention_mask"].tolist() == [[1, 0], [1, 1]]
-    assert trunk.options["use_cache"] is False
+    assert trunk.options == {"past_key_values": None, "use_cache": False}
+
+
+def test_places_in_a_row_longer_than_the_reduction_looks_at_together() -> None:
+    ids = np.full(2 * PIECE + 100, 4, np.int32)
+    ids[[PIECE - 1, 2 * PIECE, 2 * PIECE + 50]] = [3, 2, 1]
+    roles = (np.arange(len(ids)) >= 2 * PIECE + 50).astype(np.int8)
+    cosines, finite = Scorer(Lookup(TABLE, 3), made_of(AXES, [0, 0, 2]), 10**6).score(
+        [ids, ids[:5]], [roles, roles[:5]]
+    )
+    assert finite.all()
+    np.testing.assert_array_equal(cosines.high[0], steps(0.5, 0.5, 0.5) + steps(0.6, 0, 0))
+    np.testing.assert_array_equal(cosines.low[0], steps(0, -1, 0) + steps(0, 0, 0))
+    first = 2 * PIECE + 50
+    np.testing.assert_array_equal(cosines.high_at[0], [PIECE - 1] * 3 + [first] * 3)
+    np.testing.assert_array_equal(cosines.low_at[0], [0, 2 * PIECE, 0, first + 1, first, first])
+    assert (cosines.low[1, 3:] == ABSENT).all()
+
+
+class Largest(TorchDispatchMode):
+    """Remembers the size of the largest tensor that is made, in bytes."""
+
+    bytes = 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None):
+        made = function(*args, **(kwargs or {}))
+        if isinstance(made, torch.Tensor):
+            self.bytes = max(self.bytes, made.numel() * made.element_size())
+        return made
+
+
+def test_the_reduction_makes_nothing_larger_than_a_number_per_token_and_direction() -> None:
+    rows, tokens, k = 3, 500, 40
+    reduction = Reduction(rows, torch.device("cpu"))
+    hidden, directions = torch.randn(rows, tokens, 16), torch.randn(k, 16)
+    with Largest() as largest:
+        reduction.begin(torch.zeros(rows, tokens, dtype=torch.int8), 0)
+        reduction.add(0, hidden, directions)
+    assert largest.bytes == 4 * rows * tokens * k
 
 
 def test_hooks_are_gone_even_when_the_model_fails() -> None:

@@ -11,13 +11,14 @@ import numpy as np
 from apache_beam.metrics import Metrics
 from apache_beam.ml.inference.base import ModelHandler, RunInference
 from apache_beam.pvalue import TaggedOutput
-from apache_beam.transforms.util import SortAndBatchElements
 from apache_beam.transforms.window import GlobalWindows
 from apache_beam.utils.windowed_value import WindowedValue
 
 from schemas.reasons import Reason
 from schemas.records import Cosines, DeadLetter, ScoredPack, ScoredRow, Tokenized
+from transforms.model.batching import batches
 from transforms.model.engine import Engine, ScoresBatches
+from transforms.model.memory import Part, score_what_fits
 
 UNSCORED = "unscored"
 MAX_BATCH_ROWS = 512
@@ -39,7 +40,8 @@ class Score(beam.PTransform):
     Attributes:
       engine: the model.
       model: name under which its records are judged and archived.
-      batch_tokens: most tokens in a batch; a longer conversation is a batch of its own.
+      batch_tokens: most tokens in a batch, padding included; a longer conversation is a batch of
+        its own.
       keep_tokens: carry token ids on, for excerpts.
     """
 
@@ -52,7 +54,7 @@ class Score(beam.PTransform):
         handler = ScoringHandler(self.engine, self.model, self.keep_tokens)
         return (
             tokenized
-            | "Batch" >> SortAndBatchElements(1, MAX_BATCH_ROWS, self.batch_tokens)
+            | "Batch" >> beam.ParDo(_Batch(self.batch_tokens))
             | "Infer" >> RunInference(handler.with_no_batching())
             | "Pack" >> beam.ParDo(_Pack()).with_outputs(UNSCORED, main="scored")
         )
@@ -81,13 +83,10 @@ class ScoringHandler(ModelHandler[Tokenized, Outcome, ScoresBatches]):
     ) -> Iterable[Outcome]:
         """Score one batch, already sorted and bounded."""
         started = time.perf_counter_ns()
-        cosines, finite = model.score(
-            [item.token_ids for item in batch], [item.roles for item in batch]
-        )
+        parts = list(score_what_fits(model, [(item.token_ids, item.roles) for item in batch]))
         self._microseconds.inc((time.perf_counter_ns() - started) // 1000)
         self._tokens.inc(self.get_num_tokens(batch))
-        packs = self._packs(batch, cosines, np.flatnonzero(finite).tolist())
-        return [*packs, *(_not_finite(batch[row]) for row in np.flatnonzero(~finite).tolist())]
+        return [outcome for part in parts for outcome in self._outcomes(batch, part)]
 
     def get_num_bytes(self, batch: Sequence[Tokenized]) -> int:
         """Bytes of token ids; the default would pickle every batch to count them."""
@@ -97,6 +96,15 @@ class ScoringHandler(ModelHandler[Tokenized, Outcome, ScoresBatches]):
     def get_num_tokens(batch: Sequence[Tokenized]) -> int:
         """Tokens in a batch, without padding."""
         return sum(map(len, batch))
+
+    def _outcomes(self, batch: Sequence[Tokenized], part: Part) -> Iterator[Outcome]:
+        members = batch[part.rows.start : part.rows.stop]
+        if part.scores is None:
+            yield from map(_does_not_fit, members)
+            return
+        cosines, finite = part.scores
+        yield from self._packs(members, cosines, np.flatnonzero(finite).tolist())
+        yield from (_not_finite(members[row]) for row in np.flatnonzero(~finite).tolist())
 
     def _packs(
         self, batch: Sequence[Tokenized], cosines: Cosines, rows: Iterable[int]
@@ -115,6 +123,30 @@ class ScoringHandler(ModelHandler[Tokenized, Outcome, ScoresBatches]):
 def _not_finite(item: Tokenized) -> DeadLetter:
     detail = f"NaN or Inf in the activations of {len(item)} tokens"
     return DeadLetter(item.header, Reason.NOT_FINITE, detail, None)
+
+
+def _does_not_fit(item: Tokenized) -> DeadLetter:
+    detail = f"{len(item)} tokens do not fit into memory at once"
+    return DeadLetter(item.header, Reason.OUT_OF_MEMORY, detail, None)
+
+
+class _Batch(beam.DoFn):
+    """Groups the conversations of a bundle; Beam's own would not count padding."""
+
+    def __init__(self, tokens: int) -> None:
+        self._tokens = tokens
+
+    def start_bundle(self) -> None:
+        self._waiting: list[Tokenized] = []
+
+    def process(self, item: Tokenized) -> None:
+        self._waiting.append(item)
+
+    def finish_bundle(self) -> Iterator[WindowedValue]:
+        lengths = [len(item) for item in self._waiting]
+        for batch in batches(lengths, self._tokens, MAX_BATCH_ROWS):
+            together = [self._waiting[index] for index in batch]
+            yield GlobalWindows.windowed_value_at_end_of_window(together)
 
 
 class _Pack(beam.DoFn):

@@ -16,7 +16,7 @@ from schemas.records import Cosines, Int32s
 from transforms.model import directions, loading
 from transforms.model.adapter import Tuned, folders_of
 from transforms.model.directions import Directions
-from transforms.model.trunk import Scorer
+from transforms.model.trunk import CHUNK_TOKENS, Scorer
 
 
 class ScoresBatches(Protocol):
@@ -59,6 +59,7 @@ class TrunkEngine:
       directions: folder of the directions artefact.
       device: "auto", "cpu", "cuda" or "cuda:N".
       dtype: "auto" (bfloat16 on CUDA, float32 elsewhere) or a torch dtype's name.
+      chunk_tokens: most tokens that go through the model at once.
     """
 
     base: Path | None
@@ -66,6 +67,7 @@ class TrunkEngine:
     directions: Path
     device: str = "auto"
     dtype: str = "auto"
+    chunk_tokens: int = CHUNK_TOKENS
 
     @cached_property
     def artefact(self) -> Directions:
@@ -97,4 +99,4 @@ def _scorer(engine: TrunkEngine) -> Scorer:
     artefact = engine.artefact
     last = max(entry.layer for entry in artefact.entries)
     trunk = loading.load_trunk(engine.base, engine.tuned, last, engine.device, engine.dtype)
-    return Scorer(trunk, artefact)
+    return Scorer(trunk, artefact, engine.chunk_tokens)

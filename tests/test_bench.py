@@ -1,0 +1,54 @@
+"""The benchmarks that need no broker: a tiny shape of the path that is meant for a GPU."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from bench import scorer, shapes
+
+TRACE = """TIMESTAMP,ContextTokens,GeneratedTokens
+2023-11-16 18:15:46.6805900,37,4
+2023-11-16 18:15:50.9951690,20,10
+2023-11-16 18:15:51.2225670,90,0
+2023-11-16 18:15:51.2225670,1,1
+"""
+
+
+@pytest.fixture
+def trace(tmp_path: Path) -> Path:
+    path = tmp_path / "trace.csv"
+    path.write_text(TRACE)
+    return path
+
+
+def test_a_shape_is_measured(trace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--shape=tiny", f"--lengths={trace}", "--records=3", "--pairs=2"]
+    scorer.main([*options, "--device=cpu", "--dtype=float32", "--batch-tokens=90"])
+    figures = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert figures["tokens"] == 41 + 30 + 90
+    assert figures["batches"] == 2
+    # Of all four, shortest first: 2 with 30, then 41, then 90.
+    assert figures["padding"] == pytest.approx(1 - 163 / (60 + 41 + 90), abs=1e-4)
+    assert 0 < figures["ratio_to_trunk"] < 2
+    assert figures["share_of_matmul"] > 0
+
+
+def test_the_conversations_of_a_trace(trace: Path) -> None:
+    rows = shapes.conversations("tiny", shapes.sides(trace))
+    assert [(roles == 0).sum() for _, roles in rows] == [37, 20, 90, 1]
+    assert [(roles == 1).sum() for _, roles in rows] == [4, 10, 0, 1]
+    assert all(ids.dtype == np.int32 and ids.max() < 1000 for ids, _ in rows)
+
+
+def test_operations_are_counted_as_torch_counts_them() -> None:
+    trunk = shapes.trunk("tiny", torch.device("cpu"), torch.float32)
+    trunk.set_attn_implementation("eager")
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        trunk(input_ids=torch.arange(50)[None], use_cache=False)
+    # torch also counts the pairs that a causal mask hides.
+    hidden_pairs = 2.0 * 3 * 64 * 50**2
+    assert shapes.flop(trunk, [50]) + hidden_pairs == counter.get_total_flops()

@@ -1,0 +1,25 @@
+"""Which conversations go through the model together."""
+
+from collections.abc import Iterator, Sequence
+
+
+def batches(lengths: Sequence[int], tokens: int, rows: int) -> Iterator[list[int]]:
+    """Group by length, so that little is padding and no batch is larger than asked.
+
+    Args:
+      lengths: of the conversations, in tokens.
+      tokens: most in a batch with its padding; a longer conversation is a batch of its own.
+      rows: most conversations in a batch.
+
+    Yields:
+      Indices into `lengths`, shortest first, those of one length in their order.
+    """
+    batch: list[int] = []
+    for index in sorted(range(len(lengths)), key=lengths.__getitem__):
+        size = len(batch)
+        if size == rows or (size and (size + 1) * lengths[index] > tokens):
+            yield batch
+            batch = []
+        batch.append(index)
+    if batch:
+        yield batch
