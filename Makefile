@@ -79,11 +79,11 @@ k8s-check: setup ## Check k8s/ on a real API server (its first build takes 8 min
 	@$(BIN)/python -m pytest --confcutdir=tests/k8s tests/k8s
 
 docs: setup ## Write the tables of the documents that are made from the code
-	@$(BIN)/python bench/architectures.py
+	@$(BIN)/python -m bench.architectures
 
 figures: setup ## Measure the policies on a folder of logs: make figures DATA=FOLDER
 	@test -n "$(DATA)" || { echo "say where the logs are: make figures DATA=FOLDER" >&2; exit 2; }
-	@$(BIN)/python bench/figures.py --data "$(DATA)"
+	@$(BIN)/python -m bench.figures --data "$(DATA)"
 
 bench: setup ## What everything around the model costs: Kafka, Beam, judging, files
 	@$(BIN)/python bench/pipeline.py

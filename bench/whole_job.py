@@ -152,7 +152,7 @@ def main() -> None:
     """Run everything and print what came out."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--records", type=int, default=2000, help="for the stub (2000)")
-    parser.add_argument("--llm-records", type=int, default=100, help="for the LLM (100)")
+    parser.add_argument("--llm-records", type=int, default=60, help="for the LLM (60)")
     parser.add_argument("--bytes", type=int, default=2000, help="of a record, at most (2000)")
     parser.add_argument("--pairs", type=int, default=5)
     known = parser.parse_args()

@@ -35,6 +35,7 @@ SAMPLE_S = 5
 CONVERSATIONS = 2000
 """Are sent again and again."""
 
+COURSE_S = 300
 PARTITIONS = 3
 
 
@@ -134,6 +135,7 @@ def _report(samples: Sequence[Sample], sent: int, missing: int) -> int:
         name: slope(at, np.array([value(sample) for sample in settled]) / unit)
         for name, (value, unit, _) in QUANTITIES.items()
     }
+    _print_course(samples)
     print(f"{'quantity':<12}{'mean':>12}{'slope an hour':>16}{'standard error':>16}  flat")
     for name, found in slopes.items():
         label = f"{name} {QUANTITIES[name][2]}"
@@ -146,6 +148,17 @@ def _report(samples: Sequence[Sample], sent: int, missing: int) -> int:
     result = {"minutes": samples[-1].at / 60, "records": sent, "missing": missing, "flat": flat}
     print(json.dumps({**result, "mean_slope_error": figures}))
     return int(not flat or missing != 0)
+
+
+def _print_course(samples: Sequence[Sample]) -> None:
+    """The median of every few minutes, from the beginning."""
+    parts = [
+        [sample for sample in samples if sample.at // COURSE_S == number]
+        for number in range(int(samples[-1].at // COURSE_S) + 1)
+    ]
+    for name, (value, unit, label) in QUANTITIES.items():
+        medians = [f"{np.median([value(each) for each in part]) / unit:,.1f}" for part in parts]
+        print(f"{name} {label}: every {COURSE_S // 60} min {' '.join(medians)}")
 
 
 if __name__ == "__main__":
