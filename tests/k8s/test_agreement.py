@@ -1,6 +1,7 @@
 """What no API server checks: that manifests, configuration and deltawatch's options agree."""
 
 import argparse
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +64,14 @@ def moved(path: str, places: dict[str, str]) -> str:
     return f"{places[parent]}/{name}"
 
 
+def paths(known: argparse.Namespace) -> Iterator[tuple[str, Path]]:
+    """Every folder and file of a command but its configuration, by option; some take several."""
+    for name, value in vars(known).items():
+        for each in value if isinstance(value, list) else [value]:
+            if isinstance(each, Path) and name != "config":
+                yield name, each
+
+
 @pytest.fixture
 def everything(render: Render) -> list[Document]:
     return render(*EVERYTHING)
@@ -90,9 +99,7 @@ def test_every_path_is_on_a_volume_that_suits_it(
 ) -> None:
     seen = set()
     for workload, container, known in runs(everything, tmp_path):
-        for name, path in vars(known).items():
-            if not isinstance(path, Path) or name == "config":
-                continue
+        for name, path in paths(known):
             kind, mount, writable = workload.volume(str(path), container)
             expected = "secret" if name == "kafka_properties" else "persistentVolumeClaim"
             assert kind == expected, f"{known.command}: {name}"
@@ -121,7 +128,7 @@ def test_what_is_prepared_is_what_is_watched(by_command: dict[str, argparse.Name
     assert directions.out == calibrate.directions == watch.directions
     assert calibrate.out == watch.ranges
     for name in ("tuned", "base"):
-        assert len({getattr(known, name) for known in by_command.values()}) == 1
+        assert len({str(getattr(known, name)) for known in by_command.values()}) == 1
     for name in ("max_tokens", "batch_tokens", "device", "dtype", "kafka_properties"):
         assert getattr(calibrate, name) == getattr(watch, name), name
     topics = {parse_uri(*known.input) for known in (calibrate, watch)}
