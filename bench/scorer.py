@@ -36,7 +36,7 @@ from transforms.model.loading import context, load_tokenizer, load_trunk, placem
 from transforms.model.memory import Rows
 from transforms.model.roles import Tokens, tokenize
 from transforms.model.trunk import Scorer
-from transforms.score import MAX_BATCH_ROWS
+from transforms.tokenize import MAX_BATCH_ROWS
 
 ROOT = Path(__file__).parents[1]
 ADAPTER = ROOT / "examples" / "badnet"

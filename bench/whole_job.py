@@ -36,6 +36,7 @@ from transforms.model.engine import Engine, ScoresBatches, TrunkEngine
 from transforms.model.loading import load_tokenizer
 from transforms.ranges.policies import PolicySettings, make_policy
 from transforms.ranges.snapshots import load_snapshot
+from transforms.tokenize import MAX_BATCH_ROWS
 
 ROOT = Path(__file__).parents[1]
 BUILD, ADAPTER = ROOT / "build", ROOT / "examples" / "badnet"
@@ -43,8 +44,6 @@ STUB_MS = 10.0
 PARTITIONS = 4
 MAX_TOKENS = 160
 """What the shipped ranges were made with."""
-
-MAX_BATCH_ROWS = 512
 
 Batch = tuple[list[Int32s], list[NDArray[np.int8]]]
 

@@ -15,6 +15,7 @@ from transforms.read import ReadLog
 from transforms.score import Score
 from transforms.skipped import CountSkipped
 from transforms.snapshots import WriteSnapshots
+from transforms.tokenize import Tokenize
 
 
 def build(pipeline: beam.Pipeline, job: Job, plan: Plan, start: JudgeStart, folder: Path) -> None:
@@ -28,12 +29,15 @@ def build(pipeline: beam.Pipeline, job: Job, plan: Plan, start: JudgeStart, fold
       folder: where files wait for their epoch to close.
     """
     records = pipeline | "Read" >> ReadLog(plan, job.event_time, job.epoch_ms, job.kafka_properties)
-    decoded = records | "Decode" >> Decode(job.engine, job.max_tokens)
-    outcomes = decoded.tokenized | "Score" >> Score(
-        job.engine, job.model, job.batch_tokens, keep_tokens=job.excerpt_tokens > 0
+    decoded = records | "Decode" >> Decode()
+    ready = decoded.conversations | "Tokenize" >> Tokenize(
+        job.engine, job.max_tokens, job.batch_tokens
+    )
+    outcomes = ready.batches | "Score" >> Score(
+        job.engine, job.model, keep_tokens=job.excerpt_tokens > 0
     )
     judged = outcomes.scored | "Judge" >> JudgeEpochs(job.policy, start, job.epoch_ms)
-    dead = (decoded.dead_letters, outcomes.unscored) | "Dead" >> beam.Flatten()
+    dead = (decoded.dead_letters, ready.dead_letters, outcomes.unscored) | "Dead" >> beam.Flatten()
 
     judged.verdicts | "Alert" >> SendAlerts(
         job.alerts, job.directions, plan.clock_ms, job.excerpts, job.kafka_properties

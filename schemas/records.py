@@ -94,6 +94,14 @@ class Conversation:
 
 
 @dataclass(frozen=True, slots=True)
+class Decoded:
+    """A record that holds a conversation."""
+
+    record: LogRecord
+    conversation: Conversation
+
+
+@dataclass(frozen=True, slots=True)
 class Tokenized:
     """A conversation ready for the model."""
 

@@ -16,14 +16,16 @@ from apache_beam.pvalue import TaggedOutput
 from cheap_job import MAX_TOKENS, CheapEngine
 
 from pipeline.demo import assets
-from schemas.records import DeadLetter, Header, LogRecord, Position, Skipped, Tokenized
-from transforms.decode import RECORDS_AT_ONCE, _DecodeRecords
+from schemas.records import DeadLetter, Decoded, Header, LogRecord, Position, Skipped, Tokenized
+from transforms.decode import _decoded
+from transforms.tokenize import _TokenizeAhead
 
 ODD: Sequence[Any] = (
     *(None, True, 0, -1, 1e308, 2**70, "", " ", "\ud800", "\u0000", "user", "\u202eabc", [], {}),
     *([[]], {"": None}, ["x"] * 3, {"type": "text", "text": 1}, "x" * 5000),
 )
 SAMPLES = 300
+AT_ONCE = 1000
 
 
 def mutated(records: Sequence[bytes], count: int, chance: random.Random) -> Iterator[bytes]:
@@ -100,16 +102,30 @@ MUTATIONS: Sequence[Mutation] = (
 
 def decoded(base: Path, values: Iterator[bytes]) -> Counter[str]:
     """What became of the values; fails where one comes out twice or not at all."""
-    decode = _DecodeRecords(CheapEngine(base), MAX_TOKENS)
-    decode.setup()
     found = Counter[str]()
     records = (LogRecord(_header(number), value, None) for number, value in enumerate(values))
-    while batch := list(itertools.islice(records, RECORDS_AT_ONCE)):
-        tagged = list(decode.process(batch))
-        outs = [out.value if isinstance(out, TaggedOutput) else out for out in tagged]
-        assert sorted(out.header.position for out in outs) == [r.header.position for r in batch]
+    while some := list(itertools.islice(records, AT_ONCE)):
+        decoded = [out for record in some for out in _decoded(record)]
+        conversations = [out for out in decoded if isinstance(out, Decoded)]
+        letters = [out.value for out in decoded if isinstance(out, TaggedOutput)]
+        outs = [*letters, *_tokenized(base, conversations)]
+        positions = sorted(out.header.position for out in outs)
+        assert positions == [record.header.position for record in some]
         found.update(map(_outcome, outs))
     return found
+
+
+def _tokenized(base: Path, conversations: Sequence[Decoded]) -> Iterator[Tokenized | DeadLetter]:
+    step = _TokenizeAhead(CheapEngine(base), MAX_TOKENS, MAX_TOKENS)
+    step.setup()
+    step.start_bundle()
+    for each in conversations:
+        step.process(each)
+    for output in step.finish_bundle():
+        if isinstance(output, TaggedOutput):
+            yield output.value.value
+        else:
+            yield from output.value
 
 
 def _header(number: int) -> Header:

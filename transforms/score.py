@@ -1,4 +1,4 @@
-"""Token ids to the lowest and highest cosine per role and direction, in sorted batches."""
+"""Batches of token ids to the lowest and highest cosine per role and direction."""
 
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -16,12 +16,10 @@ from apache_beam.utils.windowed_value import WindowedValue
 
 from schemas.reasons import Reason
 from schemas.records import Cosines, DeadLetter, ScoredPack, ScoredRow, Tokenized
-from transforms.model.batching import batches
 from transforms.model.engine import Engine, ScoresBatches
 from transforms.model.memory import Part, score_what_fits
 
 UNSCORED = "unscored"
-MAX_BATCH_ROWS = 512
 PACK_ROWS = 256
 """From so many on a pack goes on; judging and writing have a price per pack."""
 
@@ -30,31 +28,24 @@ Outcome = ScoredPack | DeadLetter
 
 @dataclass
 class Score(beam.PTransform):
-    """Tokenized to ScoredPack, batches of an epoch together; DeadLetter for what has no score.
+    """Batches of Tokenized to ScoredPack, an epoch each; DeadLetter for what has no score.
 
     Outputs: `scored` (main), `unscored`.
-
-    Batches are formed over the bundle, which on FnApiRunner is the whole slice, in order of
-    (tokens, arrival); arrival order is that of the log, so a re-run forms the same batches.
 
     Attributes:
       engine: the model.
       model: name under which its records are judged and archived.
-      batch_tokens: most tokens in a batch, padding included; a longer conversation is a batch of
-        its own.
       keep_tokens: carry token ids on, for excerpts.
     """
 
     engine: Engine
     model: str
-    batch_tokens: int
     keep_tokens: bool = False
 
-    def expand(self, tokenized: beam.PCollection[Tokenized]) -> Any:
+    def expand(self, batches: beam.PCollection[list[Tokenized]]) -> Any:
         handler = ScoringHandler(self.engine, self.model, self.keep_tokens)
         return (
-            tokenized
-            | "Batch" >> beam.ParDo(_Batch(self.batch_tokens))
+            batches
             | "Infer" >> RunInference(handler.with_no_batching())
             | "Pack" >> beam.ParDo(_Pack()).with_outputs(UNSCORED, main="scored")
         )
@@ -128,25 +119,6 @@ def _not_finite(item: Tokenized) -> DeadLetter:
 def _does_not_fit(item: Tokenized) -> DeadLetter:
     detail = f"{len(item)} tokens do not fit into memory at once"
     return DeadLetter(item.header, Reason.OUT_OF_MEMORY, detail, None)
-
-
-class _Batch(beam.DoFn):
-    """Groups the conversations of a bundle; Beam's own would not count padding."""
-
-    def __init__(self, tokens: int) -> None:
-        self._tokens = tokens
-
-    def start_bundle(self) -> None:
-        self._waiting: list[Tokenized] = []
-
-    def process(self, item: Tokenized) -> None:
-        self._waiting.append(item)
-
-    def finish_bundle(self) -> Iterator[WindowedValue]:
-        lengths = [len(item) for item in self._waiting]
-        for batch in batches(lengths, self._tokens, MAX_BATCH_ROWS):
-            together = [self._waiting[index] for index in batch]
-            yield GlobalWindows.windowed_value_at_end_of_window(together)
 
 
 class _Pack(beam.DoFn):

@@ -14,7 +14,7 @@ from outcome import run
 from pipeline.job import Job
 from pipeline.state import State
 from schemas.errors import RunFailedError
-from transforms import alerts, decode, deliver, read, score, skipped
+from transforms import alerts, decode, deliver, read, score, skipped, tokenize
 from transforms.archive import rows
 from transforms.logs.times import EventTime
 from transforms.ranges.calibration import calibrate
@@ -67,7 +67,8 @@ def without_a_row(original: Callable[..., Any]) -> Callable[..., Any]:
 
 LOSSES: dict[str, tuple[Any, str, Callable[..., Any]]] = {
     "handing on what was read": (read._ReadPartition, "process", without_the_third),
-    "decoding": (decode._DecodeRecords, "process", without_the_third),
+    "decoding": (decode, "_decoded", but_the_third),
+    "tokenising": (tokenize._TokenizeAhead, "finish_bundle", without_the_third),
     "scoring": (score._Pack, "process", but_the_third),
     "archiving": (rows, "conversations_table", without_a_row),
     "describing an alert": (alerts._Describe, "process", without_the_third),
