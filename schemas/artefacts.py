@@ -14,7 +14,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from schemas.errors import TransientError
+from schemas.errors import ConfigurationError, TransientError
 
 _CHUNK_BYTES = 1 << 20
 
@@ -25,6 +25,21 @@ def tool_version() -> str:
         return metadata.version("deltawatch")
     except metadata.PackageNotFoundError:
         return "unknown"
+
+
+def readable(paths: Sequence[Path]) -> list[Path]:
+    """The same files, once each has been opened; ConfigurationError names one that cannot be.
+
+    Libraries hide why: safetensors says of every file it cannot open that there is none.
+    """
+    for path in paths:
+        try:
+            path.open("rb").close()
+        except OSError as error:
+            raise ConfigurationError(
+                f"cannot read {path} ({error.strerror}); let the user that runs deltawatch read it"
+            ) from None
+    return list(paths)
 
 
 def sha256_file(path: Path) -> str:

@@ -11,7 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import IO
 
-from schemas.artefacts import sha256_file
+from schemas.artefacts import readable, sha256_file
 from schemas.errors import ConfigurationError
 from transforms.logs.entries import Entry
 
@@ -28,12 +28,7 @@ class FileLog:
         """Take a file. Raises ConfigurationError for one that cannot be opened."""
         self.uri = str(path)
         self._path = path
-        try:
-            path.open("rb").close()
-        except OSError as error:
-            raise ConfigurationError(
-                f"cannot read {path} ({error.strerror}); let the user that runs deltawatch read it"
-            ) from None
+        readable([path])
 
     @cached_property
     def source(self) -> str:

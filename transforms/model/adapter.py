@@ -26,13 +26,13 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
+from schemas.artefacts import readable
 from schemas.errors import ConfigurationError
 from transforms.model.checkpoint import (
     dimensions,
     family_of,
     first_line,
     read_object,
-    readable,
     require_folder,
     tokenizer_files,
 )

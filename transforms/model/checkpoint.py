@@ -1,6 +1,6 @@
 """What can be known of a model folder (Hugging Face layout) without loading the model."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -9,7 +9,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from schemas.artefacts import read_json
+from schemas.artefacts import read_json, readable
 from schemas.errors import ConfigurationError
 from transforms.model.families import FAMILIES, Family
 
@@ -51,21 +51,6 @@ def model_files(folder: Path) -> list[Path]:
     if not config.is_file():
         raise ConfigurationError(f"{folder} has no {CONFIG}; give a folder in Hugging Face layout")
     return readable([config, *weights, *tokenizer_files(folder)])
-
-
-def readable(paths: Sequence[Path]) -> list[Path]:
-    """The same files, once each has been opened; ConfigurationError names one that cannot be.
-
-    Asked here because safetensors says of every file it cannot open that there is none.
-    """
-    for path in paths:
-        try:
-            path.open("rb").close()
-        except OSError as error:
-            raise ConfigurationError(
-                f"cannot read {path} ({error.strerror}); let the user that runs deltawatch read it"
-            ) from None
-    return list(paths)
 
 
 def tokenizer_files(folder: Path) -> list[Path]:
