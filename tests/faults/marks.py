@@ -31,9 +31,14 @@ _SPENT_AT = 64
 
 
 class Marks:
-    """Shared by a job and the process that forked it. One job at a time."""
+    """Shared by a job and the process that forked it. One job at a time.
+
+    Attributes:
+      rung: whether what was aimed at has been entered.
+    """
 
     def __init__(self) -> None:
+        self.rung = False
         self._memory = mmap.mmap(-1, 4096)
         self._bell, self._ring = os.pipe()
 
@@ -48,8 +53,8 @@ class Marks:
         return seconds / max(entrances, 1)
 
     def aim(self, phase: str, entrance: int) -> None:
-        """Let `rung` be true once the next job has entered a phase so many times."""
-        self._memory[0] = 0
+        """Let it ring once the next job has entered a phase so many times."""
+        self._memory[0], self.rung = 0, False
         until = self._spent(phase)[0] + entrance
         _TARGET.pack_into(self._memory, _TARGET_AT, _NAMES.index(phase), until)
         while self.rings(0):
@@ -59,7 +64,8 @@ class Marks:
         """Wait for what was aimed at to be entered; whether it was."""
         if not select.select([self._bell], [], [], seconds)[0]:
             return False
-        return bool(os.read(self._bell, 1))
+        self.rung = bool(os.read(self._bell, 1))
+        return self.rung
 
     @contextmanager
     def within(self, phase: str) -> Iterator[None]:

@@ -5,7 +5,7 @@ Forked, not started: the imports of a job take seconds, and a kill test starts i
 
 import multiprocessing
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
@@ -28,6 +28,9 @@ from transforms.logs.kafka import KafkaLog
 from transforms.model import trunk
 
 PATIENCE_S = 240
+STUCK_S = 400
+"""Longer without a commit than any fault lasts: who waits longer waits for ever."""
+
 _FORK = multiprocessing.get_context("fork")
 
 
@@ -58,27 +61,28 @@ class Watch:
             process.kill()
             process.join()
 
-    def until_seen(self, records: int, process: BaseProcess) -> None:
-        """Wait until the newest commit has seen so many records and all is in the archive."""
-        while self.seen < records or any((self.state / "pending").rglob("*.parquet")):
-            _check(process)
-            time.sleep(0.05)
+    def until(self, done: Callable[[], bool], process: BaseProcess, every_s: float = 0.05) -> None:
+        """Wait for what a living job brings about; AssertionError where it will not come."""
+        since, number = time.monotonic(), self.number
+        while not done():
+            if self.number > number:
+                since, number = time.monotonic(), self.number
+            assert process.is_alive(), f"the job ended by itself, exit status {process.exitcode}"
+            assert time.monotonic() - since < STUCK_S, f"nothing came after {self.commit}"
+            time.sleep(every_s)
 
     def until_next_commit(self, process: BaseProcess) -> float:
         """Seconds until there is a commit that is not there yet."""
-        started, number = time.monotonic(), self.commit.number if self.commit else 0
-        while self.commit is None or self.commit.number == number:
-            _check(process)
-            time.sleep(0.02)
+        started, number = time.monotonic(), self.number
+        self.until(lambda: self.number > number, process, 0.02)
         return time.monotonic() - started
 
     def finish(self, records: int) -> "outcome.Outcome":
         """Watch until everything has been seen, then stop in order."""
         self.marks.aim(phases.PLANNING, 1)
         with self.running() as process:
-            while not self.marks.rings(1):  # before that, a signal would not end it in order
-                _check(process)
-            self.until_seen(records, process)
+            self.until(lambda: self.marks.rings(1), process)  # before, signals end it at once
+            self.until(lambda: self.seen >= records and not self._pending(), process)
             process.terminate()
             process.join(60)
             assert process.exitcode == 0, f"exit status {process.exitcode}"
@@ -94,10 +98,19 @@ class Watch:
         return newest_commit(self.state)
 
     @property
+    def number(self) -> int:
+        """That of the newest commit; 0 where there is none."""
+        return self.commit.number if self.commit else 0
+
+    @property
     def seen(self) -> int:
         """Records of all commits, those that were deleted unread included."""
         total = self.commit.total_ledger if self.commit else Ledger()
         return total.seen + total.lost
+
+    def _pending(self) -> bool:
+        """Whether rows are not in the archive yet."""
+        return any((self.state / "pending").rglob("*.parquet"))
 
     def _run(self) -> None:
         _mark(self.marks)
@@ -106,10 +119,6 @@ class Watch:
         state = State(self.state)
         loop.run(lambda: Slices(self.job, state, paced=self.paced))
         state.close()
-
-
-def _check(process: BaseProcess) -> None:
-    assert process.is_alive(), f"the job ended by itself, exit status {process.exitcode}"
 
 
 def _mark(marks: Marks) -> None:
