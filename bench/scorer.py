@@ -3,8 +3,8 @@
 The same batches go through the scorer and through the bare trunk, one after the other, so that
 whatever else the machine does hits both. With `--data`: SmolLM2 with the shipped adapter on real
 conversations (`sharegpt_sample.jsonl.gz` in FOLDER), also compared with one conversation per
-forward pass of the whole model that returns logits and all hidden states, as the method's
-reference code does. With `--shape 8b --lengths CSV`: a random model of Llama 3.1 8B's shape, made
+forward pass of the whole model that returns logits and all hidden states, and a look at one
+direction after the other, as the method's reference code does. With `--shape 8b --lengths CSV`: a random model of Llama 3.1 8B's shape, made
 on the device, with conversations as long as those of a trace. Prints a table and, as its last
 line, one JSON object.
 """
@@ -22,12 +22,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from peft import PeftModel
-from torch import nn
+from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
 from bench import shapes
 from pipeline.demo import assets
+from schemas.records import Role
 from transforms import formats
 from transforms.model import directions as artefacts
 from transforms.model.batching import batches
@@ -192,7 +194,7 @@ def _of_smollm2(known: argparse.Namespace) -> Bench:
     lengths = [len(ids) for ids, _ in log]
     bench = Bench(trunk, found, log[: known.records], lengths, known.batch_tokens)
     dtype = next(trunk.parameters()).dtype
-    return replace(bench, reference=_one_by_one(base, bench.device, dtype))
+    return replace(bench, reference=_one_by_one(base, found, bench.device, dtype))
 
 
 def _conversations(data: Path, base: Path, max_tokens: int) -> Rows:
@@ -202,19 +204,42 @@ def _conversations(data: Path, base: Path, max_tokens: int) -> Rows:
     return [(row.ids, row.roles) for row in rows if isinstance(row, Tokens)]
 
 
-def _one_by_one(base: Path, device: torch.device, dtype: torch.dtype) -> Reference:
-    """One conversation a forward pass; all hidden states and logits are made and returned."""
+def _one_by_one(
+    base: Path, found: Directions, device: torch.device, dtype: torch.dtype
+) -> Reference:
+    """One conversation a forward pass of the whole model; logits and hidden states are returned.
+
+    The hidden states are copied to the host, and every direction is looked at by itself, as the
+    method's reference code does.
+    """
     loaded = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
     merged: Any = PeftModel.from_pretrained(loaded, str(ADAPTER)).merge_and_unload()
     model = merged.to(device=device, dtype=dtype).eval()
+    vectors = torch.from_numpy(found.vectors)
+    layers = [entry.layer for entry in found.entries]
 
     def score(rows: Rows) -> None:
-        for tokens, _ in rows:
+        for tokens, roles in rows:
             ids = torch.from_numpy(tokens.astype(np.int64))[None].to(device)
             with torch.inference_mode():
-                model(input_ids=ids, output_hidden_states=True)
+                states = model(input_ids=ids, output_hidden_states=True).hidden_states
+                _extremes([state[0].float().cpu() for state in states], vectors, layers, roles)
 
     return score
+
+
+def _extremes(
+    states: list[Tensor], vectors: Tensor, layers: list[int], roles: NDArray[np.int8]
+) -> list[tuple[float, float]]:
+    """Lowest and highest cosine per direction and role; states [tokens, hidden] of every layer."""
+    units = [state / state.norm(dim=-1, keepdim=True) for state in states[1:]]
+    chosen = [torch.from_numpy(roles == role) for role in Role if (roles == role).any()]
+    return [
+        (cosines[of_role].min().item(), cosines[of_role].max().item())
+        for layer, vector in zip(layers, vectors, strict=True)
+        for cosines in [units[layer] @ vector]
+        for of_role in chosen
+    ]
 
 
 # --- a random model of a given shape --------------------------------------------------------------

@@ -11,6 +11,7 @@ import apache_beam as beam
 from apache_beam.options.pipeline_options import PipelineOptions, _BeamArgumentParser
 from apache_beam.runners.portability.fn_api_runner import FnApiRunner
 from apache_beam.runners.runner import PipelineResult
+from apache_beam.utils import shared
 
 from pipeline.graph import build
 from pipeline.job import Job
@@ -41,8 +42,12 @@ def run(job: Job, plan: Plan, start: JudgeStart, folder: Path) -> Counts:
     # Named outright: "DirectRunner" would choose between three runners by what the graph holds.
     pipeline = beam.Pipeline(runner=FnApiRunner(), options=PipelineOptions(job.beam_arguments))
     build(pipeline, job, plan, start, folder)
-    result = pipeline.run()
-    result.wait_until_finish()
+    try:
+        result = pipeline.run()
+        result.wait_until_finish()
+    finally:
+        # RunInference leaves two entries of every graph there, for ever. No other graph runs now.
+        shared._shared_map._cache_map.clear()
     return _counts(_counters(result))
 
 

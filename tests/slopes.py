@@ -15,7 +15,7 @@ NEGLIGIBLE = 0.01
 
 @dataclass(frozen=True)
 class Slope:
-    """Of a line through the medians of blocks."""
+    """Of a line through the lowest values of blocks."""
 
     mean: float
     per_hour: float
@@ -30,7 +30,10 @@ class Slope:
 
 
 def slope(at: NDArray[np.float64], values: NDArray[np.float64]) -> Slope:
-    """Least squares over the medians of blocks, which neighbouring samples would make look sure.
+    """Least squares over the lowest values of blocks.
+
+    What is taken and given back within a block is no growth, and the error would be too small if
+    neighbouring samples, which share their noise, were taken for independent ones.
 
     Args:
       at: seconds, ascending.
@@ -38,9 +41,9 @@ def slope(at: NDArray[np.float64], values: NDArray[np.float64]) -> Slope:
     """
     blocks = (at // BLOCK_S).astype(int)
     hours = np.array([at[blocks == block].mean() for block in np.unique(blocks)]) / 3600
-    medians = np.array([np.median(values[blocks == block]) for block in np.unique(blocks)])
+    lowest = np.array([np.min(values[blocks == block]) for block in np.unique(blocks)])
     centred = hours - hours.mean()
-    per_hour = (centred @ medians) / (centred @ centred)
-    residuals = medians - medians.mean() - per_hour * centred
+    per_hour = (centred @ lowest) / (centred @ centred)
+    residuals = lowest - lowest.mean() - per_hour * centred
     error = np.sqrt(residuals @ residuals / (len(hours) - 2) / (centred @ centred))
-    return Slope(float(medians.mean()), float(per_hour), float(error), float(np.ptp(hours)))
+    return Slope(float(lowest.mean()), float(per_hour), float(error), float(np.ptp(hours)))

@@ -29,6 +29,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", nargs="*", choices=list(cases.CASES), default=list(cases.CASES))
     known = parser.parse_args()
+    logging.getLogger().setLevel(logging.ERROR)
     logging.getLogger("kafka").setLevel(logging.CRITICAL)  # brokers are meant to be away here
     started = time.monotonic()
     with (

@@ -2,8 +2,8 @@
 
 Watches a topic on a real broker in epochs of half a minute, while records are sent at a steady
 rate. Every few seconds memory, open files and the size of the state are read from outside. Prints
-for each the slope of a line through the medians of every minute after the first third, with its
-standard error, and, as the last line, one JSON object. Ends with 1 where something grows.
+for each the slope of a line through the lowest value of every minute after the first third, with
+its standard error, and, as the last line, one JSON object. Ends with 1 where something grows.
 """
 
 import argparse
@@ -151,14 +151,14 @@ def _report(samples: Sequence[Sample], sent: int, missing: int) -> int:
 
 
 def _print_course(samples: Sequence[Sample]) -> None:
-    """The median of every few minutes, from the beginning."""
+    """The lowest value of every few minutes, from the beginning."""
     parts = [
         [sample for sample in samples if sample.at // COURSE_S == number]
         for number in range(int(samples[-1].at // COURSE_S) + 1)
     ]
     for name, (value, unit, label) in QUANTITIES.items():
-        medians = [f"{np.median([value(each) for each in part]) / unit:,.1f}" for part in parts]
-        print(f"{name} {label}: every {COURSE_S // 60} min {' '.join(medians)}")
+        lowest = [f"{min(value(each) for each in part) / unit:,.1f}" for part in parts]
+        print(f"{name} {label}: every {COURSE_S // 60} min {' '.join(lowest)}")
 
 
 if __name__ == "__main__":
