@@ -4,9 +4,9 @@ The same batches go through the scorer and through the bare trunk, one after the
 whatever else the machine does hits both. With `--data`: SmolLM2 with the shipped adapter on real
 conversations (`sharegpt_sample.jsonl.gz` in FOLDER), also compared with one conversation per
 forward pass of the whole model that returns logits and all hidden states, and a look at one
-direction after the other, as the method's reference code does. With `--shape 8b --lengths CSV`: a random model of Llama 3.1 8B's shape, made
-on the device, with conversations as long as those of a trace. Prints a table and, as its last
-line, one JSON object.
+direction after the other, as the method's reference code does. With `--shape 8b --lengths CSV`: a
+random model of Llama 3.1 8B's shape, made on the device, with conversations as long as those of a
+trace. Prints a table and, as its last line, one JSON object.
 """
 
 import argparse
