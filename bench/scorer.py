@@ -29,7 +29,7 @@ from transformers import AutoModelForCausalLM
 
 from bench import shapes
 from pipeline.demo import assets
-from schemas.records import Role
+from schemas.records import Int32s, Role
 from transforms import formats
 from transforms.model import directions as artefacts
 from transforms.model.batching import batches
@@ -218,20 +218,26 @@ def _one_by_one(
     vectors = torch.from_numpy(found.vectors)
     layers = [entry.layer for entry in found.entries]
 
-    def score(rows: Rows) -> None:
-        for tokens, roles in rows:
-            ids = torch.from_numpy(tokens.astype(np.int64))[None].to(device)
-            with torch.inference_mode():
-                states = model(input_ids=ids, output_hidden_states=True).hidden_states
-                _extremes([state[0].float().cpu() for state in states], vectors, layers, roles)
+    def extremes(tokens: Int32s, roles: NDArray[np.int8]) -> list[tuple[float, float]]:
+        ids = torch.from_numpy(tokens.astype(np.int64))[None].to(device)
+        with torch.inference_mode():
+            states = model(input_ids=ids, output_hidden_states=True).hidden_states
+            return _extremes([state[0].float().cpu() for state in states], vectors, layers, roles)
 
-    return score
+    return lambda rows: [extremes(*row) for row in rows]
 
 
 def _extremes(
     states: list[Tensor], vectors: Tensor, layers: list[int], roles: NDArray[np.int8]
 ) -> list[tuple[float, float]]:
-    """Lowest and highest cosine per direction and role; states [tokens, hidden] of every layer."""
+    """Lowest and highest cosine per direction and role that has tokens.
+
+    Args:
+      states: of the embedding and every layer, [tokens, hidden].
+      vectors: [directions, hidden].
+      layers: of each direction.
+      roles: of each token.
+    """
     units = [state / state.norm(dim=-1, keepdim=True) for state in states[1:]]
     chosen = [torch.from_numpy(roles == role) for role in Role if (roles == role).any()]
     return [

@@ -9,6 +9,9 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from bench import scorer, shapes
+from transforms.model import directions as artefacts
+from transforms.model.loading import load_trunk
+from transforms.model.trunk import Scorer
 
 TRACE = """TIMESTAMP,ContextTokens,GeneratedTokens
 2023-11-16 18:15:46.6805900,37,4
@@ -52,3 +55,17 @@ def test_operations_are_counted_as_torch_counts_them() -> None:
     # torch also counts the pairs that a causal mask hides.
     hidden_pairs = 2.0 * 3 * 64 * 50**2
     assert shapes.flop(trunk, [50]) + hidden_pairs == counter.get_total_flops()
+
+
+def test_what_scoring_is_compared_with_finds_the_same(base_model: Path) -> None:
+    found = artefacts.compute_directions(base_model, scorer.ADAPTER)
+    ids = np.arange(40, dtype=np.int32) * 7
+    rows = [(ids, (np.arange(40) >= 25).astype(np.int8)), (ids[:20], np.zeros(20, np.int8))]
+    reference = scorer._one_by_one(base_model, found, torch.device("cpu"), torch.float32)
+    trunk = load_trunk(base_model, scorer.ADAPTER, found.last_layer)
+    cosines, _ = Scorer(trunk, found).score([row[0] for row in rows], [row[1] for row in rows])
+    for number, extremes in enumerate(reference(rows)):
+        pairs = np.array(extremes).reshape(len(found), -1, 2)  # direction, role, lowest and highest
+        steps = np.stack([cosines.low[number], cosines.high[number]], axis=-1)
+        expected = steps.reshape(2, len(found), 2)[: pairs.shape[1]].swapaxes(0, 1)
+        np.testing.assert_allclose(pairs * 32767, expected, atol=1.5)
