@@ -351,6 +351,11 @@ def lacking_a_shard(folder: Path) -> None:
     next(folder.glob("model-00002-of-*")).unlink()
 
 
+def with_empty_index(folder: Path) -> None:
+    (folder / WEIGHTS).unlink()
+    (folder / f"{WEIGHTS}.index.json").write_text('{"metadata": {}}')
+
+
 CONFIG = "config.json"
 REFUSED = {
     "no folder": (shutil.rmtree, "is not a folder"),
@@ -360,6 +365,7 @@ REFUSED = {
     "no weights": (lambda f: (f / WEIGHTS).unlink(), "save the model as safetensors"),
     "broken weights": (lambda f: (f / WEIGHTS).write_bytes(b"x"), "cannot read weights"),
     "a shard lost": (lacking_a_shard, "lacks weight file model-00002-of"),
+    "an empty index": (with_empty_index, "index.json names no weight files"),
     "a tensor lost": (without(O1), r"has no self_attn\.o_proj\.weight of layer 1"),
     "other names": (with_other_names, r"has no mlp\.down_proj\.weight of layer 0"),
     "two of a name": (doubled, f"has both .*{O1} and"),

@@ -67,11 +67,18 @@ def _weight_files(folder: Path) -> list[Path]:
         return [folder / _SINGLE]
     if not (folder / _INDEX).is_file():
         raise ConfigurationError(f"{folder} has no {_SINGLE}; save the model as safetensors there")
-    shards = sorted(set(read_object(folder / _INDEX, "weight index")["weight_map"].values()))
+    shards = sorted(_shards(folder / _INDEX))
     missing = [name for name in shards if not (folder / name).is_file()]
     if missing:
         raise ConfigurationError(f"{folder} lacks weight file {missing[0]}; complete the download")
     return [folder / _INDEX, *(folder / name for name in shards)]
+
+
+def _shards(index: Path) -> set[str]:
+    weights = read_object(index, "weight index").get("weight_map")
+    if not isinstance(weights, dict) or not all(isinstance(each, str) for each in weights.values()):
+        raise ConfigurationError(f"{index} names no weight files; complete the download")
+    return set(weights.values())
 
 
 @dataclass(frozen=True, slots=True)
