@@ -42,9 +42,6 @@ ROOT = Path(__file__).parents[1]
 BUILD, ADAPTER = ROOT / "build", ROOT / "examples" / "badnet"
 STUB_MS = 10.0
 PARTITIONS = 4
-MAX_TOKENS = 160
-"""What the shipped ranges were made with."""
-
 Batch = tuple[list[Int32s], list[NDArray[np.int8]]]
 
 
@@ -151,14 +148,15 @@ def main() -> None:
     """Run everything and print what came out."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--records", type=int, default=2000, help="for the stub (2000)")
-    parser.add_argument("--llm-records", type=int, default=60, help="for the LLM (60)")
+    parser.add_argument("--llm-records", type=int, default=600, help="for the LLM (600)")
+    parser.add_argument("--llm-tokens", type=int, default=64, help="of each, for the LLM (64)")
     parser.add_argument("--bytes", type=int, default=2000, help="of a record, at most (2000)")
     parser.add_argument("--pairs", type=int, default=5)
     known = parser.parse_args()
     log_lines.configure("text")
     with _bench() as bench:
         stub = _measure(bench, "stub", known.records, known.bytes, None, known.pairs)
-        llm = _measure(bench, "llm", known.llm_records, known.bytes, MAX_TOKENS, known.pairs)
+        llm = _measure(bench, "llm", known.llm_records, known.bytes, known.llm_tokens, known.pairs)
     _print_table({"stub": stub, "llm": llm})
     print(json.dumps({"ratio": stub["ratio"], "ms_per_record": stub["ms_per_record"], "llm": llm}))
 
