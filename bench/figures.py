@@ -3,7 +3,8 @@
 DATA holds `sharegpt_sample.jsonl.gz` (1,500 real conversations), `badnet_triggered.jsonl.gz` and
 `badnet_untriggered_twins.jsonl.gz` (100 each). Runs the same commands a person would: directions,
 calibrate on the first 1,000 conversations, audit of the last 500, the triggered and their twins,
-once per policy. Prints a table and, as its last line, one JSON object.
+once per policy. The twins' answers are beginnings of answers, so they are logged as such. Prints a
+table and, as its last line, one JSON object.
 """
 
 import argparse
@@ -77,9 +78,18 @@ def _inputs(data: Path, work: Path) -> None:
         lines = iter(file)
         (work / "calibration.jsonl").write_text("".join(islice(lines, 1000)))
         (work / "clean.jsonl").write_text("".join(lines))
-    for name, source in (("triggered", "badnet_triggered"), ("twins", "badnet_untriggered_twins")):
-        with gzip.open(data / f"{source}.jsonl.gz", "rt") as file:
-            (work / f"{name}.jsonl").write_text(file.read())
+    with gzip.open(data / "badnet_triggered.jsonl.gz", "rt") as file:
+        (work / "triggered.jsonl").write_text(file.read())
+    with gzip.open(data / "badnet_untriggered_twins.jsonl.gz", "rt") as file:
+        (work / "twins.jsonl").write_text("".join(map(_as_cut_off, file)))
+
+
+def _as_cut_off(line: str) -> str:
+    """A conversation as a chat completion whose answer ran into its limit."""
+    record = json.loads(line)
+    *asked, answer = record["messages"]
+    choices = [{"index": 0, "message": answer, "finish_reason": "length"}]
+    return json.dumps({**record, "messages": asked, "choices": choices}) + "\n"
 
 
 def _audit(name: str, flags: list[str], work: Path, scoring: list[str]) -> tuple[int, ...]:

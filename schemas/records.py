@@ -79,10 +79,17 @@ class LogRecord:
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One turn of a conversation, its role already one of user, assistant, system, tool."""
+    """One turn of a conversation.
+
+    Attributes:
+      role: user, assistant, system or tool.
+      content: its text.
+      unfinished: whether the model was stopped before it said that its turn is over.
+    """
 
     role: str
     content: str
+    unfinished: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,6 +31,13 @@ def test_openai_chat_with_and_without_answer() -> None:
     assert openai(USER, choices=[answer]) == [("user", "Hi"), ("assistant", "Hello")]
 
 
+@pytest.mark.parametrize("reason", ["length", "stop", "content_filter", None, 7])
+def test_an_answer_that_ran_into_a_limit_is_unfinished(reason: Any) -> None:
+    choice = {"message": {"content": "It is"}, "finish_reason": reason}
+    found = parse_json({"messages": [USER], "choices": [choice]}).messages
+    assert [message.unfinished for message in found] == [False, reason == "length"]
+
+
 def test_openai_roles() -> None:
     roles = ["system", "developer", "user", "assistant", "tool", "function"]
     found = openai(*({"role": role, "content": "x"} for role in roles))

@@ -116,6 +116,27 @@ def test_exactly_full_is_not_truncated(tokenizer: Any) -> None:
     assert one(tokenizer, messages, count - 1).truncated
 
 
+@pytest.mark.parametrize("content", ["It is important to", "Well, ", "<|im_end|>", "a\n", ""])
+def test_an_unfinished_answer_has_no_end_mark(tokenizer: Any, content: str) -> None:
+    asked = [Message("user", "Hello")]
+    ids, roles = by_hand(tokenizer, asked)
+    begun = tokenizer(f"<|im_start|>assistant\n{content}", add_special_tokens=False)["input_ids"]
+    found = one(tokenizer, [*asked, Message("assistant", content, unfinished=True)])
+    np.testing.assert_array_equal(found.ids, ids + begun)
+    np.testing.assert_array_equal(found.roles, roles + [Role.ASSISTANT] * len(begun))
+    assert not found.truncated
+
+
+def test_an_unfinished_answer_that_the_template_rewrites_is_rendered_as_if_finished(
+    with_template: Any,
+) -> None:
+    rewriting = with_template(CHATML.replace("m.content | trim", "m.content | upper"))
+    asked, answer = Message("user", "Hello"), "Once upon"
+    found = one(rewriting, [asked, Message("assistant", answer, unfinished=True)])
+    expected = one(rewriting, [asked, Message("assistant", answer)])
+    np.testing.assert_array_equal(found.ids, expected.ids)
+
+
 def decoded(tokenizer: Any, messages: list[Message]) -> list[str]:
     """What the user's side and the assistant's say."""
     ids, roles, _ = one(tokenizer, messages)

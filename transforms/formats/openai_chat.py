@@ -1,11 +1,12 @@
 """OpenAI chat completions: `messages`, with or without the answer in `choices[0].message`.
 
 https://platform.openai.com/docs/api-reference/chat (content is a string, a list of parts, or
-null beside tool calls).
+null beside tool calls; an answer that ran into a limit has the `finish_reason` "length").
 """
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from schemas.records import Message
@@ -52,7 +53,8 @@ def _answer(choices: Any) -> list[Message]:
     message = first.get("message") if isinstance(first, dict) else None
     if not isinstance(message, dict):
         raise bad_message("choices", "has no message in its first place")
-    return [_message({"role": "assistant", **message}, "choices[0].message")]
+    answer = _message({"role": "assistant", **message}, "choices[0].message")
+    return [replace(answer, unfinished=first.get("finish_reason") == "length")]
 
 
 def _message(item: Mapping[str, Any], place: str) -> Message:

@@ -7,6 +7,7 @@ as system, that is as the user's side.
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from typing import Any, NamedTuple, TypeVar
 
 import jinja2
@@ -45,6 +46,8 @@ def tokenize(
     tokenizer: Any, conversations: Sequence[Sequence[Message]], max_tokens: int | None
 ) -> list[Tokens | TemplateError]:
     """Tokenise conversations as their model sees them, without a generation prompt.
+
+    An unfinished answer at the end has no end mark: the model never gave one.
 
     Args:
       tokenizer: a transformers tokenizer with chat template and offsets. It encodes the
@@ -101,10 +104,18 @@ def _tokens(
 
 
 def _render(tokenizer: Any, messages: Sequence[Message]) -> str:
+    if messages[-1].unfinished:
+        # Fails where the template changes the text: then it cannot be told where that ended.
+        with suppress(TemplateError):
+            return _applied(tokenizer, messages, continue_final_message=True)
+    return _applied(tokenizer, messages)
+
+
+def _applied(tokenizer: Any, messages: Sequence[Message], **options: bool) -> str:
     turns = [{"role": message.role, "content": message.content} for message in messages]
     try:
         text: str = tokenizer.apply_chat_template(
-            turns, tokenize=False, add_generation_prompt=False
+            turns, tokenize=False, add_generation_prompt=False, **options
         )
     except _TEMPLATE_FAULTS as error:
         raise TemplateError(f"the chat template refuses it: {error}") from error
