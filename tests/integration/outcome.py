@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter
+from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +31,13 @@ class Outcome:
 
     job: Job
     commit: Commit
-    ranges: Ranges
+    by_model: Mapping[str, Ranges]
+
+    @property
+    def ranges(self) -> Ranges:
+        """Those of a job's only model."""
+        (ranges,) = self.by_model.values()
+        return ranges
 
     def rows(self, table: str) -> list[Row]:
         """Rows of a table in the order of the log, dates and models from the folders included."""

@@ -53,13 +53,14 @@ def calibration_set(entries: list[oracle.Entry]) -> list[oracle.Entry]:
 
 
 def job_of(case: str, base: Path, log: str, out: Path, entries: list[oracle.Entry]) -> Job:
-    job = cheap_job(base, (log,), out, event_time=EventTime(traffic.TIME_FIELD), epoch_ms=EPOCH_MS)
-    job = replace(job, policy=make_policy(case.split()[0], SETTINGS))
-    return (
-        replace(job, base_ranges=traffic.snapshot(calibration_set(entries)))
-        if "snapshot" in case
-        else job
-    )
+    changes: dict[str, Any] = {
+        "event_time": EventTime(traffic.TIME_FIELD),
+        "epoch_ms": EPOCH_MS,
+        "policy": make_policy(case.split()[0], SETTINGS),
+    }
+    if "snapshot" in case:
+        changes["base_ranges"] = traffic.snapshot(calibration_set(entries))
+    return cheap_job(base, (log,), out, **changes)
 
 
 def expected_of(case: str, entries: list[oracle.Entry]) -> tuple[list[oracle.Verdict], Any]:

@@ -49,7 +49,7 @@ def rows(found: outcome.Outcome) -> list[outcome.Row]:
     return [{**row, "ranges_hash": None} for row in found.rows("conversations")]
 
 
-@pytest.mark.parametrize(("change", "words"), [({"format": 3}, "format 3"), ({"more": 1}, "more")])
+@pytest.mark.parametrize(("change", "words"), [({"format": 4}, "format 4"), ({"more": 1}, "more")])
 def test_a_commit_of_a_later_version_is_refused_in_one_line(
     old: Path, base_model: Path, change: dict[str, int], words: str
 ) -> None:
