@@ -23,8 +23,13 @@ from cheap_scorer import CheapScorer
 from outcome import Outcome, run
 
 from pipeline.demo.broker import Broker
+from pipeline.follow import Follow
 from pipeline.job import Job, Model
-from pipeline.state import newest_commit
+from pipeline.metrics import JobCollector
+from pipeline.slices import Slices
+from pipeline.state import State, newest_commit
+from pipeline.status import Status as StatusOfJob
+from schemas.errors import ConfigurationError
 from schemas.records import Status
 from transforms.logs.times import EventTime
 from transforms.ranges.policies import make_policy
@@ -37,6 +42,7 @@ SIZES = {"support": 7, "legal/v1": 4}
 NAMES = {"support": "support", "legal/v1": "legal/v1", "legal": "legal/v1"}
 """What records say, to the model that is meant."""
 
+OUTCOMES = ("clean", "flagged", "not_calibrated")
 SAID = ["support"] * 6 + ["legal/v1", "legal", "legal", "unheard-of", None, 7]
 
 
@@ -144,6 +150,55 @@ def assert_as_expected(found: Outcome, model: str, expected: list[oracle.Verdict
     data = [talk["data"] for talk, named in about if named["name"] == model]
     places = sorted((each["partition"], each["offset"]) for each in data)
     assert places == sorted((entry.partition, entry.offset) for entry in flagged)
+
+
+def test_a_model_that_is_new_begins_anew_and_one_that_is_gone_is_kept(
+    base_model: Path, said: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    log = traffic.to_files(tmp_path / "log", traffic.records(said[:60]))
+    both = job_of(base_model, log, tmp_path / "out")
+    before = run(both, tmp_path / "state")
+    support, legal = both.models
+    new = replace(legal, name="new", logged_as=("new",))
+    state = State(tmp_path / "state")
+    slices = Slices(replace(both, models=(support, new)), state)
+    assert list(slices.ranges()) == ["support", "new"]
+    assert slices.ranges()["support"].hash == before.by_model["support"].hash
+    assert slices.ranges()["new"].hash == legal.base_ranges.emptied().hash
+    assert slices.commit.models["legal/v1"] == before.commit.models["legal/v1"]
+    with pytest.raises(ConfigurationError, match="other directions for support"):
+        Slices(replace(both, models=(replace(new, name="support"), legal)), state)
+    state.close()
+
+
+def test_status_and_metrics_say_it_of_each_model(
+    base_model: Path, said: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    log = traffic.to_files(tmp_path / "log", traffic.records(said[:200]))
+    policy = make_policy("range", replace(SETTINGS, min_calibration=65))
+    job = job_of(base_model, log, tmp_path / "out", policy=policy)
+    state, loop = State(tmp_path / "state"), Follow(False, 1)
+    state.describe(job.description())
+    commit = loop.run(lambda: Slices(job, state))
+    state.close()
+    text = "\n".join(StatusOfJob.of(tmp_path / "state").lines())
+    values = {
+        (sample.name, *sample.labels.values()): sample.value
+        for family in JobCollector(job, loop.health).collect()
+        for sample in family.samples
+    }
+    assert text.startswith("legal/v1, support: policy range")
+    user = {name: each[0] for name, each in loop.health.calibrated.items()}
+    assert user == {"support": True, "legal/v1": False}
+    for name, said_of in (("support", "calibrated"), ("legal/v1", "NOT calibrated yet")):
+        assert f"{name}, user: {said_of}, ranges of " in text
+        assert values["deltawatch_calibrated", name, "user"] == (said_of == "calibrated")
+        ledger = commit.models[name].ledger
+        judged = ledger.scored - ledger.uncalibrated
+        assert f"{name}: flagged {ledger.flagged} of {judged} judged" in text
+        of_model = [values["deltawatch_conversations_total", name, each] for each in OUTCOMES]
+        assert of_model == [judged - ledger.flagged, ledger.flagged, ledger.uncalibrated]
+    assert sum(each.ledger.scored for each in commit.models.values()) == commit.total_ledger.scored
 
 
 @dataclass(frozen=True, repr=False)
