@@ -13,14 +13,16 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import oracle
+import pyarrow.dataset as ds
 import pytest
 import traffic
 from agreement import assert_ranges, exceedance_of, exceedances_of, row_of, row_of_verdict
 from cheap_job import SETTINGS, CheapEngine, cheap_directions, cheap_job
 from cheap_scorer import CheapScorer
-from outcome import Outcome, run
+from outcome import Outcome, Row, run
 
 from pipeline.demo.broker import Broker
 from pipeline.follow import Follow
@@ -150,6 +152,32 @@ def assert_as_expected(found: Outcome, model: str, expected: list[oracle.Verdict
     data = [talk["data"] for talk, named in about if named["name"] == model]
     places = sorted((each["partition"], each["offset"]) for each in data)
     assert places == sorted((entry.partition, entry.offset) for entry in flagged)
+
+
+def test_epochs_close_for_a_model_that_has_fallen_silent_too(
+    base_model: Path, conversations: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    names = ["legal", "support"] * 10 + ["support"] * 160
+    talks = [{**each, "model": name} for each, name in zip(conversations, names, strict=False)]
+    log = traffic.to_files(tmp_path / "log", traffic.records(talks))
+    found = []
+    for records in (2000, 60):
+        out = tmp_path / str(records)
+        job = job_of(base_model, log, out, slice_records=records, epoch_ms=10_000)
+        found.append(run(job, tmp_path / f"state-{records}"))
+    large, small = found
+    assert small.commit.number > large.commit.number
+    assert small.files() == large.files() != {}
+    epochs = [{row["epoch"] for row in rows_of(small, "ranges", model)} for model in SIZES]
+    assert len(epochs[0]) > 8
+    assert epochs[0] == epochs[1]
+
+
+def rows_of(found: Outcome, table: str, model: str) -> list[Row]:
+    files = map(
+        str, (found.job.archive / table / f"model={quote(model, safe='')}").rglob("*.parquet")
+    )
+    return ds.dataset(list(files), partitioning="hive").to_table().to_pylist()
 
 
 def test_a_model_that_is_new_begins_anew_and_one_that_is_gone_is_kept(
