@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from pipeline import log_lines
 from pipeline.demo import assets
 from pipeline.demo.broker import Broker
-from pipeline.job import Job
+from pipeline.job import Job, Model
 from pipeline.slices import Slices
 from pipeline.state import State
 from schemas.records import Cosines, Int32s
@@ -128,15 +128,13 @@ class Bench:
         sinks = {part: f"{name}-{part}" for part in ("alerts", "dead")}
         for sink in sinks.values():
             self.broker.create_topic(sink)
+        ranges = load_snapshot(ROOT / "examples" / "ranges", self.directions.hash)
         return Job(
             inputs=(topic,),
             event_time=EventTime(None),
             epoch_ms=600_000,
-            engine=engine,
-            model=self.directions.manifest.model_name,
-            directions=self.directions,
+            models=(Model(self.directions.manifest.model_name, engine, self.directions, ranges),),
             policy=make_policy("budget", PolicySettings()),
-            base_ranges=load_snapshot(ROOT / "examples" / "ranges", self.directions.hash),
             archive=self.folder / name,
             alerts=f"kafka://{self.broker.bootstrap}/{sinks['alerts']}",
             dead_letters=f"kafka://{self.broker.bootstrap}/{sinks['dead']}",

@@ -11,7 +11,7 @@ import pyarrow.dataset as ds
 
 from pipeline import preflight, report, runner
 from pipeline.follow import Follow
-from pipeline.job import Job
+from pipeline.job import Job, Model
 from pipeline.slices import Slices
 from pipeline.state import State
 from schemas.errors import ConfigurationError
@@ -41,7 +41,8 @@ def calibrate(known: argparse.Namespace, beam_arguments: Sequence[str]) -> Range
     report.totals(commit, job)
     state.close()
     cosines, tokens = _vectors(job.archive)
-    ranges = fit(series_values(cosines), tokens, job.directions.hash, job.model)
+    (model,) = job.models
+    ranges = fit(series_values(cosines), tokens, model.directions.hash, model.name)
     sources = sorted({each.id.source for each in commit.progress})
     save_snapshot(ranges, known.out, {"sources": sources, "max_tokens": job.max_tokens})
     state.remove()
@@ -55,16 +56,14 @@ def _job(known: argparse.Namespace, beam_arguments: Sequence[str]) -> Job:
     inputs = preflight.check_inputs(known, properties, endless=False)
     preflight.check_writable(known.out, "--out")
     engine, artefact = preflight.check_model(known)
-    model = known.model_name or artefact.manifest.model_name
+    name = known.model_name or artefact.manifest.model_name
+    empty = Ranges.empty(len(artefact.entries), artefact.hash, name)
     return Job(
         inputs=inputs,
         event_time=EventTime(known.event_time),
         epoch_ms=preflight.ONE_EPOCH_MS,
-        engine=engine,
-        model=model,
-        directions=artefact,
+        models=(Model(name, engine, artefact, empty),),
         policy=make_policy("range", PolicySettings(min_calibration=NEVER)),
-        base_ranges=Ranges.empty(len(artefact.entries), artefact.hash, model),
         archive=known.out / "vectors",
         alerts=str(known.out / "alerts.jsonl"),
         dead_letters=str(known.out / "dead_letters.jsonl"),

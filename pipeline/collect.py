@@ -1,13 +1,14 @@
 """What a slice's run left in its folder, gathered for the commit."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from pipeline.job import Job
+from pipeline.job import Job, Model
 from schemas.arrow import QUANTILES, RANGES
 from schemas.plan import Plan
 from transforms.archive import files, pending, rows
+from transforms.judge import RING
 from transforms.ranges.ranges import Ranges, close
 from transforms.ranges.series import per_series
 
@@ -21,26 +22,27 @@ class Kept(NamedTuple):
     open: Ranges
 
 
-def ranges_after(before: Kept, plan: Plan, job: Job, folder: Path) -> Kept:
-    """Ranges after a slice, each closed epoch's also as rows of table `ranges` in the folder.
+def ranges_after(before: Kept, plan: Plan, job: Job, model: Model, folder: Path) -> Kept:
+    """A model's ranges after a slice, each closed epoch's also as rows of table `ranges`.
 
     Args:
       before: as the slice found them.
       plan: of the slice.
-      job: whose model's ranges they are.
-      folder: of the slice; where the judge left what it closed.
+      job: the configuration.
+      model: whose ranges they are.
+      folder: of the slice; where the judge left what it closed, and rows are left.
     """
     if plan.closed_after is None or plan.closed_before is None:
         return before
     after = plan.closed_after + 1
-    opened = pending.pending_path(folder, job.model, "open", after, pending.RANGES)
+    opened = pending.pending_path(folder, model.name, "open", after, pending.RANGES)
     if opened.exists():
-        return _from_judge(before, opened, folder, job)
+        return _from_judge(before, opened, folder, job, model)
     if plan.complete_through is None:
         return before
     # No record of the slice reached the judge: the open epoch closes with what it had.
     merged = close(before.closed, before.open)
-    _write_rows(merged, plan.closed_before + 1, folder, job)
+    _write_rows(merged, _closed_by(plan), folder, job, model)
     return Kept(merged, before.open.emptied())
 
 
@@ -55,12 +57,23 @@ def pending_files(
     return gathered
 
 
-def _from_judge(before: Kept, opened: Path, folder: Path, job: Job) -> Kept:
+def _from_judge(before: Kept, opened: Path, folder: Path, job: Job, model: Model) -> Kept:
     closed = before.closed
     for path in sorted(opened.parent.glob("closed-*"), key=pending.epoch_of):
         closed = _read(path)
-        _write_rows(closed, pending.epoch_of(path), folder, job)
+        _write_rows(closed, [pending.epoch_of(path)], folder, job, model)
     return Kept(closed, _read(opened))
+
+
+def _closed_by(plan: Plan) -> range:
+    """The epochs that the judge closes of a model with records in the slice.
+
+    A slice without records may cross any gap, and closes the open epoch only.
+    """
+    assert plan.closed_before is not None
+    assert plan.closed_after is not None
+    most = RING if plan.records else 1
+    return range(plan.closed_before + 1, min(plan.closed_after, plan.closed_before + most) + 1)
 
 
 def _read(path: Path) -> Ranges:
@@ -69,17 +82,21 @@ def _read(path: Path) -> Ranges:
     return ranges
 
 
-def _write_rows(ranges: Ranges, epoch: int, folder: Path, job: Job) -> None:
+def _write_rows(
+    ranges: Ranges, epochs: Iterable[int], folder: Path, job: Job, model: Model
+) -> None:
     counts = ranges.counts
-    table = rows.ranges_table(
-        epoch,
-        epoch * job.epoch_ms if job.dated else None,
-        ranges.hash,
-        per_series(counts.conversations, counts.directions),
-        counts.maximum,
-        {name: counts.quantile(q) for name, q in _QUANTILES.items()},
-        job.directions.entries,
-        job.directions.hash,
-    )
-    path = pending.pending_path(folder, job.model, RANGES, epoch, pending.TABLES)
-    files.write_table(table, path)
+    quantiles = {name: counts.quantile(q) for name, q in _QUANTILES.items()}
+    for epoch in epochs:
+        table = rows.ranges_table(
+            epoch,
+            epoch * job.epoch_ms if job.dated else None,
+            ranges.hash,
+            per_series(counts.conversations, counts.directions),
+            counts.maximum,
+            quantiles,
+            model.directions.entries,
+            model.directions.hash,
+        )
+        path = pending.pending_path(folder, model.name, RANGES, epoch, pending.TABLES)
+        files.write_table(table, path)

@@ -116,7 +116,8 @@ def _follow(job: Job, state: State, known: argparse.Namespace, *, endless: bool)
         stack.callback(state.close)
         if known.metrics_port is not None:
             stack.callback(metrics.serve(job, loop.health, known.metrics_port))
-        job.engine.scorer()  # a model that does not load shall not wait for the first record
+        for model in job.models:
+            model.engine.scorer()  # a model that does not load shall not wait for the first record
         state.describe(job.description())
         report.started(job, state)
         commit = loop.run(lambda: Slices(job, state, paced=endless))

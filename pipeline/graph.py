@@ -29,13 +29,11 @@ def build(pipeline: beam.Pipeline, job: Job, plan: Plan, start: JudgeStart, fold
       folder: where files wait for their epoch to close.
     """
     records = pipeline | "Read" >> ReadLog(plan, job.event_time, job.epoch_ms, job.kafka_properties)
-    decoded = records | "Decode" >> Decode()
+    decoded = records | "Decode" >> Decode(job.routes)
     ready = decoded.conversations | "Tokenize" >> Tokenize(
-        job.engine, job.max_tokens, job.batch_tokens
+        job.engines, job.max_tokens, job.batch_tokens
     )
-    outcomes = ready.batches | "Score" >> Score(
-        job.engine, job.model, keep_tokens=job.excerpt_tokens > 0
-    )
+    outcomes = ready.batches | "Score" >> Score(job.engines, keep_tokens=job.excerpt_tokens > 0)
     judged = outcomes.scored | "Judge" >> JudgeEpochs(job.policy, start, job.epoch_ms)
     dead = (decoded.dead_letters, ready.dead_letters, outcomes.unscored) | "Dead" >> beam.Flatten()
 

@@ -1,5 +1,6 @@
 """What is to be run, resolved and checked: the hand-over from the command line to the graph."""
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ from schemas.artefacts import combined_hash
 from schemas.client_properties import NOT_SECURED, ClientProperties
 from schemas.uris import KafkaUri, parse_uri
 from schemas.version import TOOL_VERSION
+from transforms.decode import Routes
 from transforms.logs.planner import Rules
 from transforms.logs.times import EventTime
 from transforms.model.directions import Directions
@@ -18,6 +20,25 @@ from transforms.ranges.ranges import Ranges
 
 
 @dataclass(frozen=True)
+class Model:
+    """A fine-tuned model whose conversations are judged.
+
+    Attributes:
+      name: under which they are judged and archived.
+      engine: its tokenizer and scorer.
+      directions: the artefact the scorer uses, for names and hash.
+      base_ranges: what judging starts from; empty where nothing was calibrated.
+      logged_as: what its records' model field may say; nothing: every record is its own.
+    """
+
+    name: str
+    engine: Engine
+    directions: Directions
+    base_ranges: Ranges
+    logged_as: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class Job:
     """Everything a slice needs besides its plan and what was judged before it.
 
@@ -25,11 +46,8 @@ class Job:
       inputs: URIs of the logs.
       event_time: what dates a record.
       epoch_ms: length of an epoch.
-      engine: tokenizer and scorer of the fine-tuned model.
-      model: name under which its conversations are judged and archived.
-      directions: the artefact the scorer uses, for names and hash.
+      models: what judges the records; one, or several that their model field tells apart.
       policy: decides about a conversation.
-      base_ranges: what judging starts from; empty where nothing was calibrated.
       archive: root of the Parquet tables.
       alerts: URI that alerts go to.
       dead_letters: URI that dead letters go to.
@@ -45,11 +63,8 @@ class Job:
     inputs: tuple[str, ...]
     event_time: EventTime
     epoch_ms: int
-    engine: Engine
-    model: str
-    directions: Directions
+    models: tuple[Model, ...]
     policy: Policy
-    base_ranges: Ranges
     archive: Path
     alerts: str
     dead_letters: str
@@ -73,9 +88,31 @@ class Job:
         return Rules(self.event_time, self.epoch_ms, self.idle_ms)
 
     @property
-    def excerpts(self) -> Excerpts | None:
-        """Makes the text shown in alerts; None unless asked for."""
-        return Excerpts(self.engine, self.excerpt_tokens) if self.excerpt_tokens else None
+    def routed(self) -> bool:
+        """Whether a record's model field says which model judges it."""
+        return any(model.logged_as for model in self.models)
+
+    @property
+    def routes(self) -> Routes:
+        """Which model judges a conversation."""
+        by_name = {name: model.name for model in self.models for name in model.logged_as}
+        return Routes(by_name, None if self.routed else self.models[0].name)
+
+    @property
+    def engines(self) -> Mapping[str, Engine]:
+        """Tokenizers and scorers by the models' names."""
+        return {model.name: model.engine for model in self.models}
+
+    @property
+    def directions(self) -> Mapping[str, Directions]:
+        """The artefacts by the models' names."""
+        return {model.name: model.directions for model in self.models}
+
+    @property
+    def excerpts(self) -> Mapping[str, Excerpts]:
+        """By the models' names what makes the text shown in alerts; of none unless asked for."""
+        engines = self.engines if self.excerpt_tokens else {}
+        return {name: Excerpts(engine, self.excerpt_tokens) for name, engine in engines.items()}
 
     @property
     def run_id(self) -> str:
@@ -86,8 +123,7 @@ class Job:
         """What `STATE/job.json` says of it."""
         return {
             "tool_version": TOOL_VERSION,
-            "model": self.model,
-            "directions_hash": self.directions.hash,
+            **self._named(),
             "policy": self.policy.name,
             "settings": asdict(self.policy.settings),
             "inputs": list(self.inputs),
@@ -104,12 +140,20 @@ class Job:
                 "inputs": "\n".join(self.inputs),
                 "event_time": repr(self.event_time),
                 "epoch_ms": str(self.epoch_ms),
-                "engine": repr(self.engine),
-                "model": self.model,
-                "directions": self.directions.hash,
+                "engine": "\n".join(repr(model.engine) for model in self.models),
+                "model": "\n".join(model.name for model in self.models),
+                "directions": "\n".join(model.directions.hash for model in self.models),
                 "policy": repr(self.policy),
-                "base_ranges": self.base_ranges.hash,
+                "base_ranges": "\n".join(model.base_ranges.hash for model in self.models),
                 "outputs": "\n".join((str(self.archive), self.alerts, self.dead_letters)),
                 "tokens": f"{self.max_tokens}/{self.batch_tokens}/{self.excerpt_tokens}",
+                **({"routes": repr(self.routes)} if self.routed else {}),
             }
         )
+
+    def _named(self) -> dict[str, Any]:
+        hashes = {name: directions.hash for name, directions in self.directions.items()}
+        if self.routed:
+            return {"models": hashes}
+        ((model, directions_hash),) = hashes.items()
+        return {"model": model, "directions_hash": directions_hash}

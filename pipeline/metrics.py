@@ -17,7 +17,7 @@ from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamil
 from prometheus_client.registry import Collector
 
 from pipeline.job import Job
-from schemas.commit import Commit
+from schemas.commit import Commit, Ledger
 from schemas.errors import ConfigurationError
 from schemas.plan import PartitionId
 from schemas.reasons import SkipReason
@@ -36,21 +36,28 @@ SLICE_SECONDS = Histogram(
 )
 
 
+Calibrated = tuple[bool, bool]
+"""Whether conversations with a user, with an assistant, can be judged."""
+
+
 @dataclass
 class Health:
     """What the loop of slices tells about itself; written by it, read by the server's threads."""
 
     commit: Commit | None = None
     lags: Mapping[PartitionId, int] = field(default_factory=dict)
-    calibrated: tuple[bool, bool] = (False, False)
+    calibrated: Mapping[str, Calibrated] = field(default_factory=dict)
     failures: int = 0
     failing: str | None = "starting"
     beat: float = field(default_factory=time.monotonic)
 
     def turned(
-        self, commit: Commit, lags: Mapping[PartitionId, int], calibrated: tuple[bool, bool]
+        self,
+        commit: Commit,
+        lags: Mapping[PartitionId, int],
+        calibrated: Mapping[str, Calibrated],
     ) -> None:
-        """A turn of the loop went well."""
+        """A turn of the loop went well; `calibrated` is by the models' names."""
         self.commit, self.lags, self.calibrated = commit, lags, calibrated
         self.failing, self.beat = None, time.monotonic()
 
@@ -83,27 +90,33 @@ class JobCollector(Collector):
         yield CounterMetricFamily(
             "deltawatch_failures", "Slices that failed and were tried again.", self.health.failures
         )
-        yield _labelled(
-            GaugeMetricFamily,
-            "deltawatch_calibrated",
-            "Whether conversations with this role can be judged (1) or not yet (0).",
-            "role",
-            {role.name.lower(): self.health.calibrated[role] for role in Role},
-        )
+        yield from self._by_model()
         yield from self._lags()
         if self.health.commit is not None:
             yield from _of_commit(self.health.commit)
 
     def _info(self) -> Metric:
-        labels = {
-            "version": TOOL_VERSION,
-            "model": self.job.model,
-            "directions": self.job.directions.hash[:12],
-            "policy": self.job.policy.name,
-        }
-        info = GaugeMetricFamily("deltawatch_info", "What runs.", labels=list(labels))
-        info.add_metric(list(labels.values()), 1)
+        labels = ("version", "model", "directions", "policy")
+        info = GaugeMetricFamily("deltawatch_info", "What runs.", labels=labels)
+        for name, directions in self.job.directions.items():
+            info.add_metric([TOOL_VERSION, name, directions.hash[:12], self.job.policy.name], 1)
         return info
+
+    def _by_model(self) -> Iterator[Metric]:
+        several = len(self.job.models) > 1  # one has the labels it had before there were several
+        calibrated = GaugeMetricFamily(
+            "deltawatch_calibrated",
+            "Whether conversations with this role can be judged (1) or not yet (0).",
+            labels=["model", "role"] if several else ["role"],
+        )
+        for model in self.job.models:
+            for role in Role:
+                labels = [model.name, role.name.lower()][0 if several else 1 :]
+                known = self.health.calibrated.get(model.name, (False, False))[role]
+                calibrated.add_metric(labels, float(known))
+        yield calibrated
+        if several and self.health.commit is not None:
+            yield _conversations(self.job, self.health.commit)
 
     def _lags(self) -> Iterator[Metric]:
         lag = GaugeMetricFamily(
@@ -181,12 +194,30 @@ def _answer(wrong: str | None) -> tuple[str, str]:
     return ("200 OK", "ok") if wrong is None else ("503 Service Unavailable", wrong)
 
 
+def _conversations(job: Job, commit: Commit) -> Metric:
+    family = CounterMetricFamily(
+        "deltawatch_conversations",
+        "Scored conversations of each model by their verdict.",
+        labels=["model", "outcome"],
+    )
+    for model in job.models:
+        for outcome, count in _verdicts(commit.models[model.name].ledger).items():
+            family.add_metric([model.name, outcome], count)
+    return family
+
+
+def _verdicts(ledger: Ledger) -> dict[str, int]:
+    return {
+        "clean": ledger.scored - ledger.flagged - ledger.uncalibrated,
+        "flagged": ledger.flagged,
+        "not_calibrated": ledger.uncalibrated,
+    }
+
+
 def _of_commit(commit: Commit) -> Iterator[Metric]:
     total = commit.total_ledger
     outcomes = {
-        "clean": total.scored - total.flagged - total.uncalibrated,
-        "flagged": total.flagged,
-        "not_calibrated": total.uncalibrated,
+        **_verdicts(total),
         "dead_lettered": total.dead_lettered,
         "skipped": total.skipped,
         "lost": total.lost,

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from pipeline import log_lines
+from pipeline import log_lines, tables
 from schemas.errors import ConfigurationError
 from schemas.version import TOOL_VERSION
 from transforms.ranges.policies import DEFAULT_POLICY, POLICY_NAMES
@@ -26,6 +26,10 @@ _REQUIRED = {
     "status": ("state",),
     "demo": (),
 }
+
+
+_PER_MODEL = ("tuned", "directions", "ranges", "model_name")
+"""What tables of `[[models]]` say in the options' place."""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -142,6 +146,7 @@ def _input_options(parser: _Parser) -> None:
 
 
 def _judging_options(parser: _Parser) -> None:
+    parser.set_defaults(models=())  # only a file can say it: [[models]]
     parser.add_argument("--ranges", type=Path, metavar="DIR", help="made by `calibrate`")
     parser.add_argument("--policy", choices=POLICY_NAMES, default=DEFAULT_POLICY, help="(budget)")
     parser.add_argument("--rate", type=_share, default=0.01, help="false positives (0.01)")
@@ -189,10 +194,13 @@ def _from_file(path: Path, parser: _Parser) -> dict[str, Any]:
         raise ConfigurationError(f"--config {path} is not TOML: {error}") from None
     actions = {action.dest: action for action in parser._actions}
     named = {name.replace("-", "_"): value for name, value in values.items()}
+    several = {}
+    if "models" in named and parser.get_default("models") is not None:
+        several["models"] = tables.parse(named.pop("models"), path)
     unknown = sorted(named.keys() - actions.keys())
     if unknown:
         raise ConfigurationError(f"--config {path}: {unknown[0]!r} is no option of this command")
-    return {name: _typed(actions[name], value, path) for name, value in named.items()}
+    return {name: _typed(actions[name], value, path) for name, value in named.items()} | several
 
 
 def _typed(action: argparse.Action, value: Any, path: Path) -> Any:
@@ -211,7 +219,11 @@ def _typed(action: argparse.Action, value: Any, path: Path) -> Any:
 
 
 def _check(known: argparse.Namespace, beam_arguments: list[str]) -> None:
-    missing = [name for name in _REQUIRED[known.command] if not getattr(known, name)]
+    required = _REQUIRED[known.command]
+    if getattr(known, "models", ()):
+        _check_beside_models(known)
+        required = tuple(name for name in required if name not in _PER_MODEL)
+    missing = [name for name in required if not getattr(known, name)]
     if missing:
         option = missing[0].replace("_", "-")
         raise ConfigurationError(f"--{option} is needed; see `deltawatch {known.command} --help`")
@@ -221,6 +233,15 @@ def _check(known: argparse.Namespace, beam_arguments: list[str]) -> None:
         raise ConfigurationError(
             "--direct_num_workers loses records in Beam 2.77; leave it out (see docs/operations.md)"
         )
+
+
+def _check_beside_models(known: argparse.Namespace) -> None:
+    for name in _PER_MODEL:
+        if getattr(known, name) is not None:
+            raise ConfigurationError(
+                f"--{name.replace('_', '-')} cannot be given beside [[models]], whose tables say "
+                f"it; leave one of the two out"
+            )
 
 
 def _positive(text: str) -> int:

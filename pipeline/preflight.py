@@ -5,11 +5,13 @@ Every function here raises ConfigurationError with what is wrong and what to do.
 
 import argparse
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from pipeline import runner
-from pipeline.job import Job
+from pipeline.job import Job, Model
+from pipeline.tables import Table
 from schemas.artefacts import read_json
 from schemas.client_properties import ClientProperties
 from schemas.errors import ConfigurationError
@@ -18,8 +20,10 @@ from transforms.delivery.sinks import check_sink
 from transforms.logs.open import open_logs
 from transforms.logs.times import EventTime
 from transforms.model import directions, loading
+from transforms.model.adapter import check_shareable
 from transforms.model.directions import Directions
 from transforms.model.engine import TrunkEngine
+from transforms.model.shared import AdapterEngine, Adapters
 from transforms.ranges.policies import PolicySettings, make_policy
 from transforms.ranges.ranges import Ranges
 from transforms.ranges.snapshots import MANIFEST, load_snapshot
@@ -38,18 +42,13 @@ def job(known: argparse.Namespace, beam_arguments: Sequence[str], *, endless: bo
     dead_letters = known.dead_letters or str(known.archive / "dead_letters.jsonl")
     for uri in (alerts, dead_letters):
         check_sink(uri, properties)
-    engine, artefact = check_model(known)
-    max_tokens = check_max_tokens(known, engine)
-    model = known.model_name or artefact.manifest.model_name
+    models, max_tokens = _models(known)
     return Job(
         inputs=inputs,
         event_time=EventTime(known.event_time),
         epoch_ms=known.epoch,
-        engine=engine,
-        model=model,
-        directions=artefact,
+        models=models,
         policy=make_policy(known.policy, _policy_settings(known)),
-        base_ranges=_base_ranges(known, artefact, model, max_tokens),
         archive=known.archive,
         alerts=alerts,
         dead_letters=dead_letters,
@@ -87,19 +86,12 @@ def check_model(known: argparse.Namespace) -> tuple[TrunkEngine, Directions]:
     artefact = directions.load(known.directions)
     directions.check_model(artefact, known.base, tuple(known.tuned))
     loading.placement(known.device, known.dtype)
-    engine = TrunkEngine(
-        known.base,
-        tuple(known.tuned),
-        known.directions,
-        known.device,
-        known.dtype,
-        known.batch_tokens,
-    )
+    engine = _engine_of(known, tuple(known.tuned), known.directions)
     engine.tokenizer()
     return engine, artefact
 
 
-def check_max_tokens(known: argparse.Namespace, engine: TrunkEngine) -> int:
+def check_max_tokens(known: argparse.Namespace, engine: TrunkEngine | AdapterEngine) -> int:
     """Where conversations are cut: as asked for, else at the end of the model's context."""
     if known.max_tokens is not None and known.max_tokens > engine.context:
         raise ConfigurationError(
@@ -133,6 +125,85 @@ def _input(text: str, *, endless: bool) -> str:
     return text
 
 
+def _models(known: argparse.Namespace) -> tuple[tuple[Model, ...], int]:
+    """What judges the records, and where conversations are cut."""
+    tables = known.models or (Table((), tuple(known.tuned), known.directions, known.ranges),)
+    checked = [check_model(known)] if not known.models else _check_tables(known)
+    max_tokens = check_max_tokens(known, checked[0][0])
+    models = []
+    for table, (engine, artefact) in zip(tables, checked, strict=True):
+        name = table.names[0] if table.names else known.model_name or artefact.manifest.model_name
+        with _naming(table):
+            ranges = _base_ranges(known, table.ranges, artefact, name, max_tokens)
+        models.append(Model(name, engine, artefact, ranges, table.names))
+    return tuple(models), max_tokens
+
+
+def _check_tables(
+    known: argparse.Namespace,
+) -> list[tuple[TrunkEngine | AdapterEngine, Directions]]:
+    """Like `check_model`, of every table; several share one base."""
+    artefacts: list[Directions] = []
+    for table in known.models:
+        with _naming(table):
+            artefacts.append(_check_table(known, table, artefacts))
+    loading.placement(known.device, known.dtype)
+    engines = _engines(known)
+    for table, engine in zip(known.models, engines, strict=True):
+        with _naming(table):
+            engine.tokenizer()
+    return list(zip(engines, artefacts, strict=True))
+
+
+def _check_table(
+    known: argparse.Namespace, table: Table, before: Sequence[Directions]
+) -> Directions:
+    if len(known.models) > 1:
+        for folder in table.tuned:
+            check_shareable(folder)
+        if known.base is None:
+            raise ConfigurationError("adapters need their model; name it by --base")
+    artefact = directions.load(table.directions)
+    # The base's files are read once: of the others it suffices that they name the same.
+    directions.check_model(artefact, None if before else known.base, table.tuned)
+    if before and artefact.manifest.base_hash != before[0].manifest.base_hash:
+        raise ConfigurationError(
+            f"its directions are of another base than those of the first; all models have to be "
+            f"adapters over --base {known.base}"
+        )
+    return artefact
+
+
+def _engines(known: argparse.Namespace) -> list[TrunkEngine | AdapterEngine]:
+    tables: Sequence[Table] = known.models
+    if len(tables) == 1:
+        return [_engine_of(known, tables[0].tuned, tables[0].directions)]
+    shared = Adapters(
+        known.base,
+        tuple(table.tuned for table in tables),
+        tuple(table.directions for table in tables),
+        known.device,
+        known.dtype,
+        known.batch_tokens,
+    )
+    return [AdapterEngine(shared, number) for number in range(len(tables))]
+
+
+def _engine_of(known: argparse.Namespace, tuned: tuple[Path, ...], named: Path) -> TrunkEngine:
+    return TrunkEngine(known.base, tuned, named, known.device, known.dtype, known.batch_tokens)
+
+
+@contextmanager
+def _naming(table: Table) -> Iterator[None]:
+    """Let what is wrong say in which of the tables it is."""
+    try:
+        yield
+    except ConfigurationError as error:
+        if not table.names:
+            raise
+        raise ConfigurationError(f"[[models]] {table.names[0]}: {error}") from None
+
+
 def _policy_settings(known: argparse.Namespace) -> PolicySettings:
     return PolicySettings(
         rate=known.rate, percentile=known.percentile, min_calibration=known.min_calibration
@@ -140,15 +211,19 @@ def _policy_settings(known: argparse.Namespace) -> PolicySettings:
 
 
 def _base_ranges(
-    known: argparse.Namespace, artefact: Directions, model: str, max_tokens: int
+    known: argparse.Namespace,
+    folder: Path | None,
+    artefact: Directions,
+    model: str,
+    max_tokens: int,
 ) -> Ranges:
-    if known.ranges is None:
+    if folder is None:
         return _no_ranges(known, artefact, model)
-    ranges = load_snapshot(known.ranges, artefact.hash)
-    calibrated_at = read_json(known.ranges / MANIFEST)["made"].get("max_tokens")
+    ranges = load_snapshot(folder, artefact.hash)
+    calibrated_at = read_json(folder / MANIFEST)["made"].get("max_tokens")
     if calibrated_at != max_tokens:
         raise ConfigurationError(
-            f"{known.ranges} was calibrated with --max-tokens {calibrated_at}, not {max_tokens}; "
+            f"{folder} was calibrated with --max-tokens {calibrated_at}, not {max_tokens}; "
             f"scores of other lengths cannot be compared, give it so"
         )
     return ranges

@@ -20,15 +20,15 @@ def finish_epochs(job: Job, state: State, commit: Commit) -> None:
 def _finish(job: Job, epoch: int, paths: Sequence[Path]) -> None:
     # Deleting begins only once everything is in the archive: with one file gone, all of it is.
     if all(path.exists() for path in paths):
-        for table, members in _by_table(paths).items():
+        for (table, model), members in _by_table(paths).items():
             name = f"{job.run_id}-{epoch}"
-            files.merge(members, job.archive, table, job.model, name)
+            files.merge(members, job.archive, table, model, name)
     for path in paths:
         path.unlink(missing_ok=True)
 
 
-def _by_table(paths: Sequence[Path]) -> dict[str, list[Path]]:
+def _by_table(paths: Sequence[Path]) -> dict[tuple[str, str], list[Path]]:
     tables = defaultdict(list)
     for path in paths:
-        tables[pending.what_of(path)].append(path)
+        tables[pending.what_of(path), pending.model_of(path)].append(path)
     return dict(tables)

@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -33,8 +33,9 @@ def started(job: Job, state: State) -> None:
     """What is going to be done, and from where."""
     commit = state.newest_commit()
     begin = f"after slice {commit.number}" if commit else "from the beginning"
+    sizes = (f"{name}: {len(found)} directions" for name, found in job.directions.items())
     say(
-        f"{job.model}: {len(job.directions.entries)} directions, policy {job.policy.name}",
+        f"{', '.join(sizes)}, policy {job.policy.name}",
         event="started",
         **job.description(),
     )
@@ -108,18 +109,21 @@ def slice_done(commit: Commit, lag: int, seconds: float) -> None:
     )
 
 
-def epochs_closed(commit: Commit, ranges: Ranges) -> None:
-    """One line when epochs closed: what the next one is judged against."""
-    user, assistant = ranges.counts.conversations
-    say(
-        f"closed epoch {max(commit.to_archive)}, its rows are in the "
-        f"archive; ranges {ranges.hash[:12]} now hold {user:,} conversations"
-        f" ({assistant:,} of them with an assistant)",
-        event="epochs_closed",
-        epochs=sorted(commit.to_archive),
-        ranges_hash=ranges.hash,
-        conversations=[user, assistant],
-    )
+def epochs_closed(commit: Commit, ranges: Mapping[str, Ranges]) -> None:
+    """One line a model when epochs closed: what the next one is judged against."""
+    for name, held in ranges.items():
+        named = {"model": name} if len(ranges) > 1 else {}
+        user, assistant = held.counts.conversations
+        say(
+            f"closed epoch {max(commit.to_archive)}, its rows are in the "
+            f"archive; ranges {held.hash[:12]}{f' of {name}' if named else ''} now hold "
+            f"{user:,} conversations ({assistant:,} of them with an assistant)",
+            event="epochs_closed",
+            epochs=sorted(commit.to_archive),
+            ranges_hash=held.hash,
+            conversations=[user, assistant],
+            **named,
+        )
 
 
 def totals(commit: Commit, job: Job) -> None:

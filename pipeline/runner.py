@@ -1,6 +1,6 @@
 """Runs one slice's graph in this process and reads the counts back."""
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -18,6 +18,7 @@ from pipeline.job import Job
 from schemas.commit import Ledger
 from schemas.errors import ConfigurationError
 from schemas.plan import Plan
+from transforms.archive_tables import OF_MODEL
 from transforms.judge import JudgeStart
 
 _REASONS = ("dead_lettered_", "skipped_")
@@ -29,11 +30,13 @@ class Counts(NamedTuple):
     Attributes:
       ledger: what became of the records, as counted by source and sinks.
       reasons: why records were not scored.
+      by_model: what the archive counted of every model that had records.
       scoring_seconds: spent in the model.
     """
 
     ledger: Ledger = Ledger()
     reasons: Mapping[str, int] = MappingProxyType({})
+    by_model: Mapping[str, Ledger] = MappingProxyType({})
     scoring_seconds: float = 0.0
 
 
@@ -48,7 +51,13 @@ def run(job: Job, plan: Plan, start: JudgeStart, folder: Path) -> Counts:
     finally:
         # RunInference leaves two entries of every graph there, for ever. No other graph runs now.
         shared._shared_map._cache_map.clear()
-    return _counts(_counters(result))
+    counters = _counters(result)
+    by_model = {
+        namespace.removeprefix(OF_MODEL): Ledger(**counts)
+        for namespace, counts in counters.items()
+        if namespace.startswith(OF_MODEL)
+    }
+    return _counts(counters["deltawatch"], by_model)
 
 
 def check_beam_arguments(arguments: Sequence[str]) -> None:
@@ -66,15 +75,16 @@ def check_beam_arguments(arguments: Sequence[str]) -> None:
         raise ConfigurationError(f"unknown argument {unknown[0]!r}; see --help")
 
 
-def _counters(result: PipelineResult) -> dict[str, int]:
-    found = Counter[str]()
+def _counters(result: PipelineResult) -> dict[str, Counter[str]]:
+    """By namespace, then by name."""
+    found: defaultdict[str, Counter[str]] = defaultdict(Counter)
     for counter in result.metrics().query()["counters"]:
-        if counter.key.metric.namespace == "deltawatch":
-            found[counter.key.metric.name] += counter.committed
+        name = counter.key.metric
+        found[name.namespace][name.name] += counter.committed
     return found
 
 
-def _counts(counters: Mapping[str, int]) -> Counts:
+def _counts(counters: Mapping[str, int], by_model: Mapping[str, Ledger]) -> Counts:
     ledger = Ledger(**{field.name: counters.get(field.name, 0) for field in fields(Ledger)})
     reasons = {
         name.removeprefix(prefix): count
@@ -82,4 +92,4 @@ def _counts(counters: Mapping[str, int]) -> Counts:
         for prefix in _REASONS
         if name.startswith(prefix)
     }
-    return Counts(ledger, reasons, counters.get("scoring_us", 0) / 1e6)
+    return Counts(ledger, reasons, by_model, counters.get("scoring_us", 0) / 1e6)

@@ -6,17 +6,17 @@ same verdicts; the commit makes its outcome the truth.
 
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
 from pipeline import collect, publish, report, runner
 from pipeline.collect import Kept
-from pipeline.job import Job
-from pipeline.metrics import SLICE_SECONDS
+from pipeline.job import Job, Model
+from pipeline.metrics import SLICE_SECONDS, Calibrated
 from pipeline.runner import Counts
 from pipeline.state import State
-from schemas.commit import Commit, Ledger
+from schemas.commit import UNNAMED, Commit, Ledger, ModelState
 from schemas.errors import ConfigurationError, RunFailedError
 from schemas.plan import PartitionId, PartitionProgress, Plan
 from transforms.judge import JudgeStart
@@ -57,7 +57,7 @@ class Slices:
         self._discovered: tuple[PartitionProgress, ...] = ()
         self._paced = paced
         self._target = min(FIRST_SLICE_RECORDS, job.slice_records) if paced else job.slice_records
-        self.commit = state.newest_commit() or self._first_commit()
+        self.commit = self._with_models(state.newest_commit() or self._first_commit())
         self._check_resumable()
         publish.finish_epochs(job, state, self.commit)
 
@@ -86,24 +86,46 @@ class Slices:
             publish.finish_epochs(self._job, self._state, commit)
         return commit
 
-    def ranges(self) -> Ranges:
-        """Ranges of the closed epochs, as the newest commit has them."""
-        return self._state.read_ranges(self.commit.ranges_hash)
+    def ranges(self) -> Mapping[str, Ranges]:
+        """Per model its ranges of the closed epochs, as the newest commit has them."""
+        return {name: self._state.read_ranges(held.ranges_hash) for name, held in self._models()}
 
     def lags(self) -> Mapping[PartitionId, int]:
         """Per partition the records (bytes, for files) that are not yet committed."""
         return self._logs.remaining(self.commit.progress)
 
-    def calibrated(self) -> tuple[bool, bool]:
-        """Whether conversations with a user, with an assistant, can be judged by now."""
-        user, assistant = self._job.policy.fit(self.ranges()).thresholds
+    def calibrated(self) -> Mapping[str, Calibrated]:
+        """Per model whether conversations with a user, with an assistant, can be judged by now."""
+        return {name: self._can_judge(ranges) for name, ranges in self.ranges().items()}
+
+    def _can_judge(self, ranges: Ranges) -> Calibrated:
+        user, assistant = self._job.policy.fit(ranges).thresholds
         return user is not None, assistant is not None
 
     def _first_commit(self) -> Commit:
-        ranges = self._state.write_ranges(self._job.base_ranges)
-        opened = self._state.write_ranges(self._job.base_ranges.emptied())
-        none = Ledger()
-        return Commit(0, self._job.config_hash, (), None, ranges, opened, none, none, {}, {})
+        return Commit(0, self._job.config_hash, (), None, {}, Ledger(), Ledger(), {}, {})
+
+    def _with_models(self, commit: Commit) -> Commit:
+        """The commit with all models of the job: one that is new begins with its base ranges."""
+        job = self._job
+        held = dict((commit if job.routed else commit.called(job.models[0].name)).models)
+        if UNNAMED in held:
+            raise ConfigurationError(
+                f"{self._state.root} holds ranges of one model by an older version, which did not "
+                f"name it; start once without [[models]], or give another --state"
+            )
+        for model in job.models:
+            if model.name not in held:
+                held[model.name] = self._begun(model)
+        return replace(commit, models=held)
+
+    def _begun(self, model: Model) -> ModelState:
+        ranges = self._state.write_ranges(model.base_ranges)
+        return ModelState(ranges, self._state.write_ranges(model.base_ranges.emptied()))
+
+    def _models(self) -> Iterator[tuple[str, ModelState]]:
+        """The job's models as the newest commit has them."""
+        return ((model.name, self.commit.models[model.name]) for model in self._job.models)
 
     def _check_resumable(self) -> None:
         plan = self._state.pending_plan()
@@ -112,11 +134,12 @@ class Slices:
                 f"{self._state.root} holds a slice begun under another configuration; start once "
                 f"with the former one to finish it, or give another --state"
             )
-        ranges = self._state.read_ranges(self.commit.ranges_hash)
-        if ranges.directions_hash != self._job.directions.hash:
-            raise ConfigurationError(
-                f"{self._state.root} holds ranges of other directions; give another --state"
-            )
+        for name, ranges in self.ranges().items():
+            if ranges.directions_hash != self._job.directions[name].hash:
+                raise ConfigurationError(
+                    f"{self._state.root} holds ranges of other directions for {name}; give another "
+                    f"--state"
+                )
 
     def _begun_plan(self) -> Plan | None:
         """The plan of a run that did not come to its commit, if it can still be read."""
@@ -144,10 +167,11 @@ class Slices:
     def _run(self, plan: Plan, folder: Path) -> Counts:
         if plan.records == 0:
             return Counts()
+        path = self._state.ranges_path
         start = JudgeStart(
             plan.closed_before or 0,
-            self._state.ranges_path(self.commit.ranges_hash),
-            self._state.ranges_path(self.commit.open_hash),
+            {name: path(held.ranges_hash) for name, held in self._models()},
+            {name: path(held.open_hash) for name, held in self._models()},
             plan.complete_through,
         )
         counts = runner.run(self._job, plan, start, folder)
@@ -162,19 +186,16 @@ class Slices:
 
     def _after(self, plan: Plan, folder: Path, counts: Counts) -> Commit:
         ledger = replace(counts.ledger, lost=plan.lost)
-        before = Kept(
-            self._state.read_ranges(self.commit.ranges_hash),
-            self._state.read_ranges(self.commit.open_hash),
-        )
-        kept = collect.ranges_after(before, plan, self._job, folder)
+        models = {
+            model.name: self._model_after(model, plan, folder, counts) for model in self._job.models
+        }
         files = collect.pending_files(self.commit.pending, folder, self._state.root)
         return Commit(
             number=plan.number,
             config_hash=plan.config_hash,
             progress=plan.after,
             closed_epoch=plan.closed_after,
-            ranges_hash=self._state.write_ranges(kept.closed),
-            open_hash=self._state.write_ranges(kept.open),
+            models={**self.commit.models, **models},
             slice_ledger=ledger,
             total_ledger=self.commit.total_ledger + ledger,
             pending={epoch: paths for epoch, paths in files.items() if not plan.closes(epoch)},
@@ -182,6 +203,14 @@ class Slices:
             reasons=dict(Counter(self.commit.reasons) + Counter(counts.reasons)),
             committed_ms=self._now_ms(),
         )
+
+    def _model_after(self, model: Model, plan: Plan, folder: Path, counts: Counts) -> ModelState:
+        held = self.commit.models[model.name]
+        read, write = self._state.read_ranges, self._state.write_ranges
+        before = Kept(read(held.ranges_hash), read(held.open_hash))
+        kept = collect.ranges_after(before, plan, self._job, model, folder)
+        ledger = held.ledger + counts.by_model.get(model.name, Ledger())
+        return ModelState(write(kept.closed), write(kept.open), ledger)
 
     def _tune(self, plan: Plan, seconds: float) -> None:
         """Size the next slice by this one's speed, so that its run takes about as long as asked."""

@@ -111,7 +111,8 @@ class State:
         for path in commits:
             path.unlink()
         kept = [_read(path, Commit.from_json) for path in _commit_paths(self.root)]
-        needed = {digest for commit in kept for digest in (commit.ranges_hash, commit.open_hash)}
+        held = [model for commit in kept for model in commit.models.values()]
+        needed = {digest for model in held for digest in (model.ranges_hash, model.open_hash)}
         for path in (self.root / "ranges").glob("*.safetensors"):
             if path.stem not in needed:
                 path.unlink()

@@ -9,7 +9,7 @@ from typing import Any
 from pipeline.state import newest_commit, pending_plan, ranges_path
 from schemas.artefacts import read_json
 from schemas.client_properties import NOT_SECURED, ClientProperties
-from schemas.commit import Commit
+from schemas.commit import Commit, Ledger, ModelState
 from schemas.errors import ConfigurationError
 from schemas.plan import PartitionProgress
 from schemas.records import Role
@@ -44,12 +44,13 @@ class Status:
 
     def lines(self) -> Iterator[str]:
         """For a person, the most important first."""
-        yield f"{self.job['model']}: policy {self.job['policy']}, {self._asked()}"
+        yield f"{', '.join(self._names)}: policy {self.job['policy']}, {self._asked()}"
         yield self._committed()
         yield from self._calibration()
         yield f"records: {self.commit.total_ledger}"
         yield from self._reasons()
-        yield self._flagged()
+        yield f"flagged: {_flagged(self.commit.total_ledger)}"
+        yield from self._flagged_by_model()
         yield from map(self._lag, self.commit.progress)
         yield f"alerts: {self.job['alerts']}  dead letters: {self.job['dead_letters']}"
         yield f"archive: {self.job['archive']}"
@@ -68,22 +69,24 @@ class Status:
         )
 
     def _calibration(self) -> Iterator[str]:
-        ranges = Ranges.from_bytes(ranges_path(self.root, self.commit.ranges_hash).read_bytes())
-        thresholds = self._policy.fit(ranges).thresholds
-        for role in Role:
-            known = "calibrated" if thresholds[role] is not None else "NOT calibrated yet"
-            count = int(ranges.counts.conversations[role])
-            yield f"{role.name.lower()}: {known}, ranges of {count:,} conversations"
+        for name, held in self._models():
+            path = ranges_path(self.root, held.ranges_hash)
+            ranges = Ranges.from_bytes(path.read_bytes())
+            thresholds = self._policy.fit(ranges).thresholds
+            for role in Role:
+                known = "calibrated" if thresholds[role] is not None else "NOT calibrated yet"
+                count = int(ranges.counts.conversations[role])
+                whose = f"{name}, {role.name.lower()}" if self._several else role.name.lower()
+                yield f"{whose}: {known}, ranges of {count:,} conversations"
 
     def _reasons(self) -> Iterator[str]:
         if self.commit.reasons:
             counts = (f"{reason} {n}" for reason, n in sorted(self.commit.reasons.items()))
             yield f"not scored: {', '.join(counts)}"
 
-    def _flagged(self) -> str:
-        total = self.commit.total_ledger
-        judged = total.scored - total.uncalibrated
-        return f"flagged: {total.flagged} of {judged} judged ({total.flagged_share:.2%})"
+    def _flagged_by_model(self) -> Iterator[str]:
+        for name, held in self._models() if self._several else ():
+            yield f"{name}: flagged {_flagged(held.ledger)}"
 
     def _lag(self, progress: PartitionProgress) -> str:
         logs = Logs([progress.uri], self.properties)
@@ -91,6 +94,26 @@ class Status:
         lag = logs.remaining([progress])[progress.id]
         return f"{place}: next offset {progress.offset}, lag {lag:,}"
 
+    def _models(self) -> Iterator[tuple[str, ModelState]]:
+        """The job's models; those that it had before and has no longer are passed over."""
+        commit = self.commit if "models" in self.job else self.commit.called(self._names[0])
+        for name in self._names:
+            if name in commit.models:  # one that was added is not before its first slice
+                yield name, commit.models[name]
+
+    @property
+    def _names(self) -> list[str]:
+        return list(self.job.get("models") or [self.job["model"]])
+
+    @property
+    def _several(self) -> bool:
+        return len(self._names) > 1
+
     @property
     def _policy(self) -> Any:
         return make_policy(self.job["policy"], PolicySettings(**self.job["settings"]))
+
+
+def _flagged(ledger: Ledger) -> str:
+    judged = ledger.scored - ledger.uncalibrated
+    return f"{ledger.flagged} of {judged} judged ({ledger.flagged_share:.2%})"

@@ -1,13 +1,16 @@
 """The commit file: all that a restart needs to go on as if nothing had happened."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from schemas.plan import PartitionProgress
 
-FORMAT = 2
-"""1 had neither `lost` in its ledgers nor `reasons` nor `committed_ms`."""
+FORMAT = 3
+"""1 had neither `lost` in its ledgers nor `reasons` nor `committed_ms`; 2 held one model."""
+
+UNNAMED = ""
+"""The one model of a commit of format 1 or 2, which did not name it."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +64,21 @@ class Ledger:
 
 
 @dataclass(frozen=True)
+class ModelState:
+    """What a commit holds of one model.
+
+    Attributes:
+      ranges_hash: of its ranges of closed epochs.
+      open_hash: of its counts of the epoch after the closed one.
+      ledger: its part of the total: `scored`, `flagged` and `uncalibrated`, and no more.
+    """
+
+    ranges_hash: str
+    open_hash: str
+    ledger: Ledger = field(default_factory=Ledger)
+
+
+@dataclass(frozen=True)
 class Commit:
     """State after a slice.
 
@@ -69,8 +87,7 @@ class Commit:
       config_hash: of the configuration the slice ran under.
       progress: per partition, where reading goes on.
       closed_epoch: newest closed epoch; None: none yet.
-      ranges_hash: of the ranges of closed epochs.
-      open_hash: of the counts of the epoch after `closed_epoch`.
+      models: by name; also those that were judged once and are no longer.
       slice_ledger: what became of this slice's records.
       total_ledger: what became of all records since the state began.
       pending: per open epoch, its files not yet in the archive.
@@ -83,14 +100,19 @@ class Commit:
     config_hash: str
     progress: tuple[PartitionProgress, ...]
     closed_epoch: int | None
-    ranges_hash: str
-    open_hash: str
+    models: Mapping[str, ModelState]
     slice_ledger: Ledger
     total_ledger: Ledger
     pending: dict[int, tuple[str, ...]]
     to_archive: dict[int, tuple[str, ...]]
     reasons: Mapping[str, int] = field(default_factory=dict)
     committed_ms: int = 0
+
+    def called(self, name: str) -> "Commit":
+        """With this name for its model, where it has but one: names may have changed."""
+        if len(self.models) != 1:
+            return self
+        return replace(self, models={name: next(iter(self.models.values()))})
 
     def to_json(self) -> dict[str, Any]:
         """As the commit file holds it."""
@@ -105,9 +127,24 @@ class Commit:
         if document["format"] not in range(1, FORMAT + 1):
             raise ValueError(f"commit format {document['format']}, newer than {FORMAT}")
         fields = {name: value for name, value in document.items() if name != "format"}
+        if document["format"] < 3:
+            fields["models"] = {UNNAMED: _only_model(fields)}
+        fields["models"] = {name: _model(held) for name, held in fields["models"].items()}
         fields["progress"] = tuple(map(PartitionProgress.from_json, document["progress"]))
         for name in ("slice_ledger", "total_ledger"):
             fields[name] = Ledger(**document[name])
         for name in ("pending", "to_archive"):
             fields[name] = {int(epoch): tuple(paths) for epoch, paths in document[name].items()}
         return Commit(**fields)
+
+
+def _only_model(fields: dict[str, Any]) -> dict[str, Any]:
+    """Take the one model of a former format out of its fields."""
+    total = fields["total_ledger"]
+    ledger = {name: total[name] for name in ("scored", "flagged", "uncalibrated")}
+    hashes = {name: fields.pop(name) for name in ("ranges_hash", "open_hash")}
+    return {**hashes, "ledger": ledger}
+
+
+def _model(document: dict[str, Any]) -> ModelState:
+    return ModelState(**{**document, "ledger": Ledger(**document["ledger"])})

@@ -12,6 +12,7 @@ class Reason(StrEnum):
     UNKNOWN_FORMAT = "unknown_format"  # JSON, but no log format recognises it
     BAD_MESSAGES = "bad_messages"  # the format is known, its messages are not usable
     EMPTY_CONVERSATION = "empty_conversation"  # no message with any text
+    UNKNOWN_MODEL = "unknown_model"  # of several models, the record names none that is watched
     TEMPLATE_ERROR = "template_error"  # the model's chat template refuses the conversation
     NOT_FINITE = "not_finite"  # NaN or Inf in the activations
     OUT_OF_MEMORY = "out_of_memory"  # too long to be scored in the memory there is

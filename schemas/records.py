@@ -94,18 +94,20 @@ class Message:
 
 @dataclass(frozen=True, slots=True)
 class Conversation:
-    """What a log format makes of a record: an id of its own (None: it has none) and messages."""
+    """What a log format makes of a record: messages, its own id and its model's name, if any."""
 
     conversation_id: str | None
     messages: tuple[Message, ...]
+    model: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Decoded:
-    """A record that holds a conversation."""
+    """A record that holds a conversation, and the name of the model that judges it."""
 
     record: LogRecord
     conversation: Conversation
+    model: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +115,7 @@ class Tokenized:
     """A conversation ready for the model."""
 
     header: Header
+    model: str
     conversation_id: str
     token_ids: Int32s  # [tokens]
     roles: NDArray[np.int8]  # [tokens], values of Role

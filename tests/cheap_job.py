@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from cheap_scorer import CheapScorer
 
-from pipeline.job import Job
+from pipeline.job import Job, Model
 from transforms.logs.times import EventTime
 from transforms.model.directions import DirectionEntry, Directions, Manifest
 from transforms.model.loading import load_tokenizer
@@ -52,17 +52,25 @@ def cheap_directions(count: int = DIRECTIONS) -> Directions:
 
 
 def cheap_job(base: Path, inputs: tuple[str, ...], out: Path, **changes: Any) -> Job:
-    """A job on `inputs` that leaves everything in `out`; `changes` replace attributes of `Job`."""
+    """A job of one model on `inputs` that leaves everything in `out`.
+
+    `changes` replace attributes of `Job` and, by the names `engine`, `model`, `directions` and
+    `base_ranges`, of its model.
+    """
     directions = cheap_directions()
+    empty = Ranges.empty(DIRECTIONS, directions.hash, MODEL)
+    model = Model(
+        changes.pop("model", MODEL),
+        changes.pop("engine", CheapEngine(base)),
+        changes.pop("directions", directions),
+        changes.pop("base_ranges", empty),
+    )
     settings: dict[str, Any] = {
         "inputs": inputs,
         "event_time": EventTime(None),
         "epoch_ms": 60_000,
-        "engine": CheapEngine(base),
-        "model": MODEL,
-        "directions": directions,
+        "models": (model,),
         "policy": make_policy("budget", SETTINGS),
-        "base_ranges": Ranges.empty(DIRECTIONS, directions.hash, MODEL),
         "archive": out / "archive",
         "alerts": str(out / "alerts.jsonl"),
         "dead_letters": str(out / "dead_letters.jsonl"),

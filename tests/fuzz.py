@@ -13,17 +13,18 @@ from pathlib import Path
 from typing import Any
 
 from apache_beam.pvalue import TaggedOutput
-from cheap_job import MAX_TOKENS, CheapEngine
+from cheap_job import MAX_TOKENS, MODEL, CheapEngine
 
 from pipeline.demo import assets
 from schemas.records import DeadLetter, Decoded, Header, LogRecord, Position, Skipped, Tokenized
-from transforms.decode import _decoded
+from transforms.decode import Routes, _decoded
 from transforms.tokenize import _TokenizeAhead
 
 ODD: Sequence[Any] = (
     *(None, True, 0, -1, 1e308, 2**70, "", " ", "\ud800", "\u0000", "user", "\u202eabc", [], {}),
     *([[]], {"": None}, ["x"] * 3, {"type": "text", "text": 1}, "x" * 5000),
 )
+ROUTES = Routes({}, MODEL)
 SAMPLES = 300
 AT_ONCE = 1000
 
@@ -105,7 +106,7 @@ def decoded(base: Path, values: Iterator[bytes]) -> Counter[str]:
     found = Counter[str]()
     records = (LogRecord(_header(number), value, None) for number, value in enumerate(values))
     while some := list(itertools.islice(records, AT_ONCE)):
-        decoded = [out for record in some for out in _decoded(record)]
+        decoded = [out for record in some for out in _decoded(record, ROUTES)]
         conversations = [out for out in decoded if isinstance(out, Decoded)]
         letters = [out.value for out in decoded if isinstance(out, TaggedOutput)]
         outs = [*letters, *_tokenized(base, conversations)]
@@ -116,7 +117,7 @@ def decoded(base: Path, values: Iterator[bytes]) -> Counter[str]:
 
 
 def _tokenized(base: Path, conversations: Sequence[Decoded]) -> Iterator[Tokenized | DeadLetter]:
-    step = _TokenizeAhead(CheapEngine(base), MAX_TOKENS, MAX_TOKENS)
+    step = _TokenizeAhead({MODEL: CheapEngine(base)}, MAX_TOKENS, MAX_TOKENS)
     step.setup()
     step.start_bundle()
     for each in conversations:

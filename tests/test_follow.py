@@ -15,7 +15,7 @@ Turn = Exception | None
 
 
 def commit(number: int) -> Commit:
-    return Commit(number, "", (), None, "", "", Ledger(), Ledger(), {}, {})
+    return Commit(number, "", (), None, {}, Ledger(), Ledger(), {}, {})
 
 
 class Script:
@@ -42,8 +42,8 @@ class Script:
     def lags(self) -> dict[str, int]:
         return {}
 
-    def calibrated(self) -> tuple[bool, bool]:
-        return True, False
+    def calibrated(self) -> dict[str, tuple[bool, bool]]:
+        return {"a-model": (True, False)}
 
 
 @pytest.fixture(autouse=True)
@@ -61,7 +61,7 @@ def test_slices_run_to_the_end_of_the_logs() -> None:
     script, loop = run(None, None, None)
     assert (script.commit.number, script.starts) == (3, 1)
     assert loop.health.failing is None
-    assert loop.health.calibrated == (True, False)
+    assert loop.health.calibrated == {"a-model": (True, False)}
 
 
 def test_what_fails_outside_is_taken_up_anew_from_the_newest_commit() -> None:

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from schemas.reasons import Reason
 from schemas.records import Conversation, Message
+from transforms.decode import Routes
 from transforms.formats import FORMATS, DecodeError, parse
 
 USER = {"role": "user", "content": "Hi"}
@@ -185,6 +186,30 @@ RECORD = st.fixed_dictionaries(
         "id": JSON,
     },
 )
+
+
+@pytest.mark.parametrize(
+    ("said", "model"), [("a/b", "a/b"), ("", None), (7, None), (None, None), ("\ud800", "\ufffd")]
+)
+def test_the_model_that_a_record_names(said: Any, model: str | None) -> None:
+    for record in ({"messages": [USER]}, {"conversations": [{"from": "human", "value": "x"}]}):
+        assert parse_json({**record, "model": said}).model == model
+        assert parse_json(record).model is None
+
+
+def route(routes: Routes, model: str | None) -> str:
+    return routes.model_of(Conversation(None, (), model))
+
+
+def test_a_model_judges_what_names_it_and_the_only_one_everything() -> None:
+    routes = Routes({"a": "a", "a-2": "a", "b": "b"}, None)
+    assert [route(routes, model) for model in ("a", "a-2", "b")] == ["a", "a", "b"]
+    only = Routes({}, "a")
+    assert [route(only, model) for model in ("a", "b", None)] == ["a"] * 3
+    for model, detail in (("c" * 200, r"names model 'c{79}$"), (None, "names no model")):
+        with pytest.raises(DecodeError, match=detail) as caught:
+            route(routes, model)
+        assert caught.value.reason is Reason.UNKNOWN_MODEL
 
 
 @given(RECORD | JSON)

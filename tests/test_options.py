@@ -1,9 +1,11 @@
+import re
 from pathlib import Path
 
 import pytest
 
 from pipeline import options
 from pipeline.cli import main
+from pipeline.tables import Table
 from schemas.errors import ConfigurationError
 
 WATCH = [
@@ -63,6 +65,65 @@ def test_wrong_files_are_refused_in_one_line(tmp_path: Path, content: str, says:
     with pytest.raises(ConfigurationError, match=says) as caught:
         options.parse([*WATCH, f"--config={config}"])
     assert "\n" not in str(caught.value)
+
+
+MODEL = '[[models]]\nname = "a"\ntuned = "a/"\ndirections = "a-d/"\n'
+OTHER = (
+    '[[models]]\nname = ["b", "b-2"]\ntuned = ["b/", "c/"]\ndirections = "b-d/"\nranges = "r/"\n'
+)
+PLAIN = [each for each in WATCH if not each.startswith(("--tuned", "--directions"))]
+
+
+def test_models_stand_in_the_place_of_options(tmp_path: Path):
+    config = tmp_path / "deltawatch.toml"
+    config.write_text(f'base = "base/"\n{MODEL}{OTHER}')
+    known, _ = options.parse([*PLAIN, f"--config={config}"])
+    assert known.tuned is known.directions is None
+    assert known.models == (
+        Table(("a",), (Path("a"),), Path("a-d"), None),
+        Table(("b", "b-2"), (Path("b"), Path("c")), Path("b-d"), Path("r")),
+    )
+    assert options.parse(WATCH)[0].models == ()
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (MODEL + MODEL, "name 'a' twice"),
+        (MODEL + OTHER.replace("b-2", "a"), "name 'a' twice"),
+        (MODEL + "range = 'r'", "number 1 has 'range'"),
+        (MODEL + OTHER.replace("directions", "direction"), "number 2 has 'direction'"),
+        ("[[models]]\nname = 'a'\ntuned = 't'", "number 1 lacks 'directions'"),
+        (MODEL.replace('"a"', "7"), "name is not text"),
+        (MODEL.replace('"a"', "[]"), "name is not text"),
+        (MODEL.replace('"a-d/"', '["d", "e"]'), "directions is not text"),
+        (MODEL.replace('"a"', '".."'), "'..' cannot be"),
+        ("models = []", "an array of tables"),
+        ("models = 'a'", "an array of tables"),
+        ("model-name = 'x'\n" + MODEL, "--model-name cannot be given beside"),
+    ],
+)
+def test_wrong_models_are_refused_in_one_line(tmp_path: Path, content: str, says: str):
+    config = tmp_path / "deltawatch.toml"
+    config.write_text(content)
+    with pytest.raises(ConfigurationError, match=re.escape(says)) as caught:
+        options.parse([*PLAIN, f"--config={config}"])
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("option", ["--tuned=t", "--directions=d", "--ranges=r", "--model-name=m"])
+def test_what_tables_say_is_not_said_twice(tmp_path: Path, option: str):
+    config = tmp_path / "deltawatch.toml"
+    config.write_text(MODEL)
+    with pytest.raises(ConfigurationError, match=f"{option.partition('=')[0]} cannot be given"):
+        options.parse([*PLAIN, f"--config={config}", option])
+
+
+def test_only_what_judges_takes_models(tmp_path: Path):
+    config = tmp_path / "deltawatch.toml"
+    config.write_text(MODEL)
+    with pytest.raises(ConfigurationError, match="'models' is no option of this command"):
+        options.parse(["calibrate", f"--config={config}"])
 
 
 @pytest.mark.parametrize(

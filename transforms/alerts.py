@@ -1,6 +1,6 @@
 """Flagged conversations to OCSF alerts, each with an id that a repeat would carry too."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import apache_beam as beam
@@ -19,16 +19,16 @@ class SendAlerts(beam.PTransform):
 
     Attributes:
       uri: where they go.
-      directions: names of the directions.
+      directions: per model the names of its directions.
       clock_ms: the plan's clock, for logs without times.
-      excerpts: makes the text shown with a peak; None: no text leaves.
+      excerpts: per model what makes the text shown with a peak; of others no text leaves.
       properties: how Kafka brokers are secured.
     """
 
     uri: str
-    directions: Directions
+    directions: Mapping[str, Directions]
     clock_ms: int
-    excerpts: Excerpts | None
+    excerpts: Mapping[str, Excerpts]
     properties: ClientProperties = NOT_SECURED
 
     def expand(self, verdicts: beam.PCollection[VerdictPack]) -> beam.PCollection[OutMessage]:
@@ -40,13 +40,18 @@ class SendAlerts(beam.PTransform):
 
 
 class _Describe(beam.DoFn):
-    def __init__(self, directions: Directions, clock_ms: int, excerpts: Excerpts | None) -> None:
-        self._entries = directions.entries
-        self._hash = directions.hash
+    def __init__(
+        self,
+        directions: Mapping[str, Directions],
+        clock_ms: int,
+        excerpts: Mapping[str, Excerpts],
+    ) -> None:
+        self._named = {name: (each.entries, each.hash) for name, each in directions.items()}
         self._clock_ms = clock_ms
         self._excerpts = excerpts
 
     def process(self, verdicts: VerdictPack) -> Iterator[OutMessage]:
-        for alert in ocsf.alerts(verdicts, self._entries, self._hash, self._excerpts):
+        model = verdicts.scored.model
+        for alert in ocsf.alerts(verdicts, *self._named[model], self._excerpts.get(model)):
             event = ocsf.to_ocsf(alert, self._clock_ms)
             yield OutMessage(event["metadata"]["uid"], ocsf.encode(event))

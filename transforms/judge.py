@@ -5,9 +5,10 @@ ring of bags until a watermark timer has closed the ones before them. State deci
 is closed next, never the time at which a timer fires.
 """
 
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -40,14 +41,14 @@ class JudgeStart:
 
     Attributes:
       closed_epoch: the newest epoch that is in `ranges`.
-      ranges: file of the ranges of closed epochs.
-      open_counts: file of what is counted so far in the epoch after it.
+      ranges: per model the file of its ranges of closed epochs.
+      open_counts: per model the file of what is counted so far in the epoch after it.
       complete_through: epochs up to this one have no records beyond this run; None: none.
     """
 
     closed_epoch: int
-    ranges: Path
-    open_counts: Path
+    ranges: Mapping[str, Path]
+    open_counts: Mapping[str, Path]
     complete_through: int | None
 
 
@@ -76,7 +77,7 @@ class JudgeEpochs(beam.PTransform):
 
     Attributes:
       policy: decides about a conversation, given ranges.
-      start: where judging begins, the same for every model.
+      start: where judging begins.
       epoch_ms: length of an epoch.
     """
 
@@ -120,8 +121,17 @@ _P = [beam.DoFn.StateParam(BagStateSpec(f"pending_{slot}", PickleCoder())) for s
 class _Keeper:
     """One model's state, read through to what the run started with."""
 
-    def __init__(self, start: JudgeStart, states: tuple[Any, ...], ring: tuple[Any, ...]) -> None:
+    def __init__(
+        self,
+        model: str,
+        start: JudgeStart,
+        load: Callable[[Path], Ranges],
+        states: tuple[Any, ...],
+        ring: tuple[Any, ...],
+    ) -> None:
+        self._model = model
         self._start = start
+        self._load = load
         self._meta, self._closed, self._open = states
         self._ring = ring
 
@@ -135,11 +145,11 @@ class _Keeper:
 
     @property
     def closed(self) -> Ranges:
-        return self._closed.read() or load_ranges(self._start.ranges)
+        return self._closed.read() or self._load(self._start.ranges[self._model])
 
     @property
     def open(self) -> Ranges:
-        return self._open.read() or load_ranges(self._start.open_counts)
+        return self._open.read() or self._load(self._start.open_counts[self._model])
 
     @open.setter
     def open(self, value: Ranges) -> None:
@@ -163,12 +173,6 @@ class _Keeper:
         return sorted(packs, key=lambda pack: pack.rows[0].header.position)
 
 
-@lru_cache(maxsize=4)
-def load_ranges(path: Path) -> Ranges:
-    """Ranges from a file whose name holds their hash, so that a path never changes content."""
-    return Ranges.from_bytes(path.read_bytes())
-
-
 class _EpochsOfModel(beam.DoFn):
     def __init__(self, policy: Policy, start: JudgeStart, epoch_ms: int) -> None:
         self._policy = policy
@@ -176,7 +180,9 @@ class _EpochsOfModel(beam.DoFn):
         self._epoch_ms = epoch_ms
 
     def setup(self) -> None:
-        self._judge = Judge(self._policy)
+        self._judges: dict[str, Judge] = defaultdict(partial(Judge, self._policy))
+        # A file's name holds the hash of its content: it never changes.
+        self._load = cache(_load)
 
     def process(
         self,
@@ -194,9 +200,9 @@ class _EpochsOfModel(beam.DoFn):
         p7: Any = _P[7],
         timer: Any = _TIMER,
     ) -> Iterator[Any]:
-        _, pack = keyed
+        model, pack = keyed
         ring = (p0, p1, p2, p3, p4, p5, p6, p7)
-        keeper = _Keeper(self._start, (meta, closed, opened), ring)
+        keeper = _Keeper(model, self._start, self._load, (meta, closed, opened), ring)
         self._arm(keeper, timer)
         ahead = pack.epoch - keeper.meta.closed_epoch
         if ahead == 1:
@@ -227,7 +233,7 @@ class _EpochsOfModel(beam.DoFn):
         timer: Any = _TIMER,
     ) -> Iterator[Any]:
         ring = (p0, p1, p2, p3, p4, p5, p6, p7)
-        keeper = _Keeper(self._start, (meta, closed, opened), ring)
+        keeper = _Keeper(key, self._start, self._load, (meta, closed, opened), ring)
         epoch = keeper.meta.closed_epoch + 1
         complete = self._start.complete_through
         if complete is None or epoch > complete:
@@ -247,7 +253,8 @@ class _EpochsOfModel(beam.DoFn):
 
     def _verdicts(self, keeper: _Keeper, packs: list[ScoredPack]) -> Iterator[TimestampedValue]:
         for pack in packs:
-            verdicts, keeper.open = self._judge.judge(pack, keeper.closed, keeper.open)
+            judge = self._judges[pack.model]
+            verdicts, keeper.open = judge.judge(pack, keeper.closed, keeper.open)
             yield TimestampedValue(verdicts, self._seconds(pack.epoch))
 
     def _snapshot(self, model: str, epoch: int, closed: bool, ranges: Ranges) -> TaggedOutput:
@@ -256,6 +263,10 @@ class _EpochsOfModel(beam.DoFn):
 
     def _seconds(self, epoch: int) -> float:
         return epoch * self._epoch_ms / 1000
+
+
+def _load(path: Path) -> Ranges:
+    return Ranges.from_bytes(path.read_bytes())
 
 
 def _by_model(pack: ScoredPack) -> tuple[str, ScoredPack]:

@@ -1,7 +1,7 @@
 """Batches of token ids to the lowest and highest cosine per role and direction."""
 
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
@@ -26,6 +26,10 @@ PACK_ROWS = 256
 Outcome = ScoredPack | DeadLetter
 
 
+class Scorers(dict[str, ScoresBatches]):
+    """By the models' names. Beam refers to it weakly, which a plain dict does not allow."""
+
+
 @dataclass
 class Score(beam.PTransform):
     """Batches of Tokenized to ScoredPack, an epoch each; DeadLetter for what has no score.
@@ -33,17 +37,15 @@ class Score(beam.PTransform):
     Outputs: `scored` (main), `unscored`.
 
     Attributes:
-      engine: the model.
-      model: name under which its records are judged and archived.
+      engines: the models, by name.
       keep_tokens: carry token ids on, for excerpts.
     """
 
-    engine: Engine
-    model: str
+    engines: Mapping[str, Engine]
     keep_tokens: bool = False
 
     def expand(self, batches: beam.PCollection[list[Tokenized]]) -> Any:
-        handler = ScoringHandler(self.engine, self.model, self.keep_tokens)
+        handler = ScoringHandler(self.engines, self.keep_tokens)
         return (
             batches
             | "Infer" >> RunInference(handler.with_no_batching())
@@ -51,30 +53,30 @@ class Score(beam.PTransform):
         )
 
 
-class ScoringHandler(ModelHandler[Tokenized, Outcome, ScoresBatches]):
-    """RunInference's view of an engine."""
+class ScoringHandler(ModelHandler[Tokenized, Outcome, Scorers]):
+    """RunInference's view of the engines."""
 
-    def __init__(self, engine: Engine, model: str, keep_tokens: bool) -> None:
+    def __init__(self, engines: Mapping[str, Engine], keep_tokens: bool) -> None:
         super().__init__()
-        self._engine = engine
-        self._model = model
+        self._engines = engines
         self._keep_tokens = keep_tokens
         self._tokens = Metrics.counter("deltawatch", "tokens")
         self._microseconds = Metrics.counter("deltawatch", "scoring_us")
 
-    def load_model(self) -> ScoresBatches:
-        """The process's one scorer."""
-        return self._engine.scorer()
+    def load_model(self) -> Scorers:
+        """The process's one scorer of each model."""
+        return Scorers((name, engine.scorer()) for name, engine in self._engines.items())
 
     def run_inference(
         self,
         batch: Sequence[Tokenized],
-        model: ScoresBatches,
+        model: Scorers,
         inference_args: dict[str, Any] | None = None,
     ) -> Iterable[Outcome]:
-        """Score one batch, already sorted and bounded."""
+        """Score one batch, already sorted and bounded, all of one model."""
         started = time.perf_counter_ns()
-        parts = list(score_what_fits(model, [(item.token_ids, item.roles) for item in batch]))
+        rows = [(item.token_ids, item.roles) for item in batch]
+        parts = list(score_what_fits(model[batch[0].model], rows))
         self._microseconds.inc((time.perf_counter_ns() - started) // 1000)
         self._tokens.inc(self.get_num_tokens(batch))
         return [outcome for part in parts for outcome in self._outcomes(batch, part)]
@@ -104,7 +106,7 @@ class ScoringHandler(ModelHandler[Tokenized, Outcome, ScoresBatches]):
         for epoch, members in groupby(by_epoch, key=lambda row: batch[row].header.epoch):
             chosen = list(members)
             scored_rows = tuple(self._row(batch[row]) for row in chosen)
-            yield ScoredPack(self._model, epoch, scored_rows, cosines.take(chosen))
+            yield ScoredPack(batch[0].model, epoch, scored_rows, cosines.take(chosen))
 
     def _row(self, item: Tokenized) -> ScoredRow:
         kept = item.token_ids if self._keep_tokens else None
@@ -122,19 +124,20 @@ def _does_not_fit(item: Tokenized) -> DeadLetter:
 
 
 class _Pack(beam.DoFn):
-    """Joins what batches of a bundle say of an epoch; sends dead letters their own way."""
+    """Joins what a bundle's batches of a model say of an epoch; sends dead letters elsewhere."""
 
     def start_bundle(self) -> None:
-        self._waiting: dict[int, list[ScoredPack]] = {}
+        self._waiting: dict[tuple[str, int], list[ScoredPack]] = {}
 
     def process(self, outcome: Outcome) -> Iterator[Any]:
         if isinstance(outcome, DeadLetter):
             yield TaggedOutput(UNSCORED, outcome)
             return
-        packs = self._waiting.setdefault(outcome.epoch, [])
+        key = (outcome.model, outcome.epoch)
+        packs = self._waiting.setdefault(key, [])
         packs.append(outcome)
         if sum(len(pack.rows) for pack in packs) >= PACK_ROWS:
-            yield _joined(self._waiting.pop(outcome.epoch))
+            yield _joined(self._waiting.pop(key))
 
     def finish_bundle(self) -> Iterator[WindowedValue]:
         for packs in self._waiting.values():

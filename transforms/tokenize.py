@@ -1,6 +1,6 @@
 """Conversations to batches for the model, tokenised while the model works on those before."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -31,34 +31,36 @@ class Tokenize(beam.PTransform):
 
     Outputs: `batches` (main), `dead_letters`.
 
-    Batches are formed over the bundle, which on FnApiRunner is the whole slice, from groups in
-    order of (characters, arrival); arrival order is that of the log, so a re-run forms the same
-    batches.
+    Batches are formed over the bundle, which on FnApiRunner is the whole slice, model after model,
+    from groups in order of (characters, arrival); arrival order is that of the log, so a re-run
+    forms the same batches. A batch is of one model.
 
     Attributes:
-      engine: whose tokenizer and chat template are used.
+      engines: by the models' names; whose tokenizers and chat templates are used.
       max_tokens: conversations are cut there and marked `truncated`; None: never.
       batch_tokens: most tokens in a batch, padding included; a longer conversation is a batch of
         its own.
     """
 
-    engine: Engine
+    engines: Mapping[str, Engine]
     max_tokens: int | None
     batch_tokens: int
 
     def expand(self, conversations: beam.PCollection[Decoded]) -> Any:
-        tokenize = _TokenizeAhead(self.engine, self.max_tokens, self.batch_tokens)
+        tokenize = _TokenizeAhead(self.engines, self.max_tokens, self.batch_tokens)
         return conversations | beam.ParDo(tokenize).with_outputs(DEAD, main="batches")
 
 
 class _TokenizeAhead(beam.DoFn):
-    def __init__(self, engine: Engine, max_tokens: int | None, batch_tokens: int) -> None:
-        self._engine = engine
+    def __init__(
+        self, engines: Mapping[str, Engine], max_tokens: int | None, batch_tokens: int
+    ) -> None:
+        self._engines = engines
         self._max_tokens = max_tokens
         self._batch_tokens = batch_tokens
 
     def setup(self) -> None:
-        self._tokenizer = self._engine.tokenizer()
+        self._tokenizers = {name: engine.tokenizer() for name, engine in self._engines.items()}
 
     def start_bundle(self) -> None:
         self._waiting: list[Decoded] = []
@@ -67,14 +69,18 @@ class _TokenizeAhead(beam.DoFn):
         self._waiting.append(decoded)
 
     def finish_bundle(self) -> Iterator[Any]:
-        ordered = sorted(self._waiting, key=_characters)
-        groups = (ordered[start : start + GROUP] for start in range(0, len(ordered), GROUP))
-        for outcomes in _ahead(partial(self._tokenized, group) for group in groups):
+        for outcomes in _ahead(partial(self._tokenized, *group) for group in self._groups()):
             yield from map(_windowed, self._outputs(outcomes))
 
-    def _tokenized(self, group: Sequence[Decoded]) -> list[_Outcome]:
+    def _groups(self) -> Iterator[tuple[str, list[Decoded]]]:
+        for model in self._engines:
+            ordered = sorted((d for d in self._waiting if d.model == model), key=_characters)
+            for start in range(0, len(ordered), GROUP):
+                yield model, ordered[start : start + GROUP]
+
+    def _tokenized(self, model: str, group: Sequence[Decoded]) -> list[_Outcome]:
         messages = [each.conversation.messages for each in group]
-        made = roles.tokenize(self._tokenizer, messages, self._max_tokens)
+        made = roles.tokenize(self._tokenizers[model], messages, self._max_tokens)
         return [_outcome(*pair) for pair in zip(group, made, strict=True)]
 
     def _outputs(self, outcomes: Sequence[_Outcome]) -> Iterator[Any]:
@@ -101,7 +107,7 @@ def _outcome(decoded: Decoded, made: roles.Tokens | roles.TemplateError) -> _Out
     record = decoded.record
     if isinstance(made, roles.TemplateError):
         return DeadLetter(record.header, Reason.TEMPLATE_ERROR, str(made), record.value)
-    return Tokenized(record.header, _name(record, decoded.conversation), *made)
+    return Tokenized(record.header, decoded.model, _name(record, decoded.conversation), *made)
 
 
 def _name(record: LogRecord, conversation: Conversation) -> str:

@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter
+from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,11 +31,20 @@ class Outcome:
 
     job: Job
     commit: Commit
-    ranges: Ranges
+    by_model: Mapping[str, Ranges]
+
+    @property
+    def ranges(self) -> Ranges:
+        """Those of a job's only model."""
+        (ranges,) = self.by_model.values()
+        return ranges
 
     def rows(self, table: str) -> list[Row]:
         """Rows of a table in the order of the log, dates and models from the folders included."""
-        found = ds.dataset(self.job.archive / table, partitioning="hive").to_table().to_pylist()
+        found: list[Row] = []
+        for model in (self.job.archive / table).iterdir():  # models differ in their columns' size
+            files = [str(path) for path in model.rglob("*.parquet")]
+            found += ds.dataset(files, partitioning="hive").to_table().to_pylist()
         return sorted(found, key=lambda row: (row["source"], row["partition"], row["offset"]))
 
     def files(self) -> dict[str, bytes]:

@@ -5,23 +5,21 @@ tokenizer, the broker, the graph and the archive are real.
 """
 
 from dataclasses import replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import oracle
 import pytest
 import traffic
+from agreement import assert_ranges, exceedance_of, exceedances_of, row_of, row_of_verdict
 from cheap_job import DIRECTIONS, SETTINGS, CheapEngine, cheap_job
 from outcome import Outcome, Row, run
 
 from pipeline.demo.broker import Broker
 from pipeline.job import Job
-from schemas.records import STEPS_PER_UNIT, Side, Status
+from schemas.records import Status
 from transforms.logs.times import EventTime
 from transforms.ranges.policies import make_policy
-from transforms.ranges.ranges import Ranges
 
 EPOCH_MS = 60_000
 CALIBRATION = 90
@@ -53,13 +51,14 @@ def calibration_set(entries: list[oracle.Entry]) -> list[oracle.Entry]:
 
 
 def job_of(case: str, base: Path, log: str, out: Path, entries: list[oracle.Entry]) -> Job:
-    job = cheap_job(base, (log,), out, event_time=EventTime(traffic.TIME_FIELD), epoch_ms=EPOCH_MS)
-    job = replace(job, policy=make_policy(case.split()[0], SETTINGS))
-    return (
-        replace(job, base_ranges=traffic.snapshot(calibration_set(entries)))
-        if "snapshot" in case
-        else job
-    )
+    changes: dict[str, Any] = {
+        "event_time": EventTime(traffic.TIME_FIELD),
+        "epoch_ms": EPOCH_MS,
+        "policy": make_policy(case.split()[0], SETTINGS),
+    }
+    if "snapshot" in case:
+        changes["base_ranges"] = traffic.snapshot(calibration_set(entries))
+    return cheap_job(base, (log,), out, **changes)
 
 
 def expected_of(case: str, entries: list[oracle.Entry]) -> tuple[list[oracle.Verdict], Any]:
@@ -119,62 +118,6 @@ def assert_as_expected(
     alerts = [alert["resources"][0]["data"] for alert in outcome.alerts()]
     assert sorted((data["partition"], data["offset"]) for data in alerts) == sorted(places)
     assert_ranges(outcome.ranges, memory)
-
-
-def row_of(row: Row) -> tuple[Any, ...]:
-    return (
-        (row["partition"], row["offset"], row["epoch"], row["late"], row["tokens"]),
-        row["effective_time"],
-        row["date"],
-        row["status"],
-        steps(row["score"]),
-        steps(row["threshold"]),
-        (row["low"], row["high"]),
-    )
-
-
-def row_of_verdict(verdict: oracle.Verdict) -> tuple[Any, ...]:
-    entry, judgement = verdict.entry, verdict.judgement
-    time = datetime.fromtimestamp(verdict.effective_time / 1000, UTC)
-    return (
-        (entry.partition, entry.offset, verdict.epoch, verdict.late, entry.tokens),
-        time,
-        time.date().isoformat(),
-        judgement.status,
-        judgement.score,
-        judgement.threshold,
-        (entry.low, entry.high),
-    )
-
-
-def exceedance_of(row: Row) -> tuple[Any, ...]:
-    series = (row["role"], row["layer"], row["side"])
-    numbers = (steps(row["value"]), steps(row["bound"]), steps(row["margin"]))
-    return (row["partition"], row["offset"], series, numbers)
-
-
-def exceedances_of(verdict: oracle.Verdict) -> list[tuple[Any, ...]]:
-    place = (verdict.entry.partition, verdict.entry.offset)
-    return [
-        (*place, (e.role.name.lower(), e.direction, e.side), (e.value, e.bound, e.margin))
-        for e in verdict.judgement.exceedances
-    ]
-
-
-def assert_ranges(ranges: Ranges, memory: oracle.Memory) -> None:
-    """The ranges after the last epoch hold what the oracle remembers."""
-    names = [(r, d, s) for s in Side for r in (0, 1) for d in range(DIRECTIONS)]
-    raw = [memory.values[name] for name in names]
-    assert ranges.counts.maximum.tolist() == [max(values) for values in raw]
-    assert ranges.counts.histogram.sum(axis=1).tolist() == [len(values) for values in raw]
-    for role, tally in enumerate(ranges.scores.roles):
-        bins = np.repeat(tally.bins, tally.counts).tolist()
-        assert bins == sorted(score // oracle.SCORE_BIN for score in memory.scores[role])
-        assert ranges.scores.absent[role] == memory.without[role]
-
-
-def steps(cosine: float | None) -> int | None:
-    return None if cosine is None else round(cosine * STEPS_PER_UNIT)
 
 
 def placeless(row: Row) -> Row:

@@ -90,7 +90,8 @@ def test_metrics_say_what_the_ledger_says(finished: tuple[Job, Follow], served: 
     lags = [n for (name, _), n in found.items() if name == "deltawatch_lag"]
     assert lags == [0] * traffic.PARTITIONS
     version = job.description()["tool_version"]
-    assert found["deltawatch_info", (job.directions.hash[:12], "a-model", "budget", version)] == 1
+    directions = job.directions["a-model"].hash[:12]
+    assert found["deltawatch_info", (directions, "a-model", "budget", version)] == 1
 
 
 def test_every_phase_of_a_slice_is_timed(served: str) -> None:

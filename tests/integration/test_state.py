@@ -3,9 +3,11 @@
 import json
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import outcome
+import pyarrow.dataset as ds
 import pytest
 from cheap_job import cheap_job
 
@@ -16,14 +18,24 @@ from pipeline.status import Status
 from schemas.errors import ConfigurationError
 from transforms.logs.times import EventTime
 
-FIXTURE = Path(__file__).parents[1] / "fixtures/state_1"
+FIXTURES = Path(__file__).parents[1] / "fixtures"
 CONVERSATIONS, BROKEN = 24, 1
+
+
+@pytest.fixture(params=["state_1", "state_2"])
+def each_old(
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Path:
+    """A folder with what an older version left; the current one."""
+    folder = shutil.copytree(FIXTURES / request.param, tmp_path / "old")
+    monkeypatch.chdir(folder)
+    return folder
 
 
 @pytest.fixture
 def old(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with what an older version left; the current one."""
-    folder = shutil.copytree(FIXTURE, tmp_path / "old")
+    """What the last version before models had names left."""
+    folder = shutil.copytree(FIXTURES / "state_2", tmp_path / "old")
     monkeypatch.chdir(folder)
     return folder
 
@@ -33,13 +45,15 @@ def job(base_model: Path, out: str) -> Job:
     return cheap_job(base_model, log, Path(out), event_time=EventTime("at"), slice_records=10)
 
 
-def test_a_state_of_format_1_is_gone_on_with(old: Path, base_model: Path) -> None:
+def test_a_state_of_a_former_format_is_gone_on_with(each_old: Path, base_model: Path) -> None:
+    old = each_old
     went_on = outcome.run(job(base_model, "out"), old / "state")
     anew = outcome.run(job(base_model, "anew"), old / "anew-state")
     assert went_on.ranges.hash == anew.ranges.hash
     assert rows(went_on) == rows(anew)
     assert len(rows(anew)) == CONVERSATIONS
     assert went_on.commit.total_ledger == anew.commit.total_ledger
+    assert went_on.commit.models == anew.commit.models
     assert went_on.commit.reasons == {"bad_json": BROKEN}
     assert not list((old / "state/pending").iterdir())
 
@@ -49,7 +63,7 @@ def rows(found: outcome.Outcome) -> list[outcome.Row]:
     return [{**row, "ranges_hash": None} for row in found.rows("conversations")]
 
 
-@pytest.mark.parametrize(("change", "words"), [({"format": 3}, "format 3"), ({"more": 1}, "more")])
+@pytest.mark.parametrize(("change", "words"), [({"format": 4}, "format 4"), ({"more": 1}, "more")])
 def test_a_commit_of_a_later_version_is_refused_in_one_line(
     old: Path, base_model: Path, change: dict[str, int], words: str
 ) -> None:
@@ -58,6 +72,35 @@ def test_a_commit_of_a_later_version_is_refused_in_one_line(
     with pytest.raises(ConfigurationError, match=words) as caught:
         Slices(job(base_model, "out"), State(old / "state"))
     assert "\n" not in str(caught.value)
+
+
+def test_the_model_of_a_former_format_is_not_taken_for_one_of_several(
+    old: Path, base_model: Path
+) -> None:
+    before = job(base_model, "out")
+    named = replace(before, models=(replace(before.models[0], logged_as=("a-model",)),))
+    with pytest.raises(ConfigurationError, match=r"start once without \[\[models\]\]") as caught:
+        Slices(named, State(old / "state"))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_model_may_be_called_otherwise_from_now_on(old: Path, base_model: Path) -> None:
+    before = job(base_model, "out")
+    renamed = replace(before, models=(replace(before.models[0], name="new"),))
+    state = State(old / "state")
+    slices = Slices(renamed, state)
+    held = json.loads((old / "state/commits/00000001.json").read_text())
+    assert slices.commit.models["new"].ranges_hash == held["ranges_hash"]
+    slices.step()
+    state.close()
+    assert list(json.loads((old / "state/commits/00000002.json").read_text())["models"]) == ["new"]
+
+
+def test_status_of_a_state_of_the_former_format(old: Path) -> None:
+    lines = list(Status.of(old / "state").lines())
+    assert lines[0].startswith("a-model: policy budget")
+    closed = ds.dataset(old / "out/archive/conversations").count_rows()
+    assert f"user: NOT calibrated yet, ranges of {closed} conversations" in lines
 
 
 def test_a_state_is_held_by_one_process(old: Path) -> None:

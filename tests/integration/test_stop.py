@@ -113,7 +113,7 @@ def test_the_first_signal_ends_it_after_the_slice_at_hand(watch: BaseProcess, st
 
 
 def test_the_second_ends_it_at_once_and_nothing_is_lost(
-    watch: BaseProcess, slow: Job, state: Path, tmp_path: Path
+    watch: BaseProcess, slow: Job, state: Path, base_model: Path, tmp_path: Path
 ) -> None:
     watch.terminate()
     time.sleep(0.5)
@@ -124,7 +124,8 @@ def test_the_second_ends_it_at_once_and_nothing_is_lost(
     assert watch.exitcode == -signal.SIGTERM
     assert (state / "plan.json").exists()
 
-    fast = replace(slow, engine=SlowEngine(slow.engine.base))  # type: ignore[attr-defined]
+    (model,) = slow.models
+    fast = replace(slow, models=(replace(model, engine=SlowEngine(base_model)),))
     ended = outcome.run(fast, state)
     total = CONVERSATIONS + traffic.SKIPPED + sum(traffic.DEAD.values())
     assert ended.commit.total_ledger.seen == total

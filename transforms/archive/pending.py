@@ -1,7 +1,7 @@
 """Names of the files in a slice's folder: `MODEL/WHAT-EPOCH.SUFFIX`."""
 
 from pathlib import Path
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 TABLES = "parquet"
 RANGES = "safetensors"
@@ -15,6 +15,11 @@ def model_folder(folder: Path, model: str) -> Path:
 def pending_path(folder: Path, model: str, what: str, epoch: int, suffix: str) -> Path:
     """The file of `what` (a table's name, "closed" or "open") of one model and epoch."""
     return model_folder(folder, model) / f"{what}-{epoch}.{suffix}"
+
+
+def model_of(path: Path) -> str:
+    """The model's name, from a file's path."""
+    return unquote(path.parent.name)
 
 
 def what_of(path: Path) -> str:

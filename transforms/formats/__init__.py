@@ -31,7 +31,7 @@ def parse(value: bytes) -> Conversation:
     messages = _read(record)
     if not any(message.content.strip() for message in messages):
         raise DecodeError(Reason.EMPTY_CONVERSATION, f"{len(messages)} messages without any text")
-    return Conversation(_identify(record), tuple(messages))
+    return Conversation(_identify(record), tuple(messages), _model(record))
 
 
 def _load(value: bytes) -> Any:
@@ -60,6 +60,12 @@ def _read_as(candidate: Format, record: dict[str, Any]) -> list[Message]:
         return candidate.read(record)
     except RecursionError as error:  # a tool call nested almost as deep as the parser allows
         raise DecodeError(Reason.BAD_MESSAGES, "nested too deeply") from error
+
+
+def _model(record: dict[str, Any]) -> str | None:
+    """What the record says of its model; not of every log, and only as a string."""
+    value = record.get("model")
+    return clean(value) if isinstance(value, str) and value else None
 
 
 def _identify(record: dict[str, Any]) -> str | None:

@@ -65,6 +65,8 @@ _REFUSED: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     ("init_lora_weights", lambda v: v not in _PLAIN_STARTS, "its start changed the base weights"),
 )
 _DEFAULTS: Mapping[str, Any] = {"bias": "none"}
+_NOT_SHARED = ("modules_to_save", "target_parameters", "trainable_token_indices")
+"""What puts more beside the base than the factors of its linear layers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +107,23 @@ def adapters_of(tuned: Tuned) -> tuple[Path, ...]:
 def folders_of(tuned: Tuned) -> tuple[Path, ...]:
     """One folder or several."""
     return (tuned,) if isinstance(tuned, Path) else tuned
+
+
+def check_shareable(folder: Path) -> None:
+    """Raise ConfigurationError unless the adapter can stay beside a base that others share."""
+    require_folder(folder, "tuned")
+    if not is_adapter(folder):
+        raise ConfigurationError(
+            f"{folder} has no {ADAPTER_CONFIG}; several models have to be adapters over one base, "
+            "watch a full checkpoint alone"
+        )
+    config = read_object(folder / ADAPTER_CONFIG, "adapter configuration")
+    for name in _NOT_SHARED:
+        if config.get(name):
+            raise ConfigurationError(
+                f"adapter {folder} has {name}={config[name]!r}, which only a model that is watched "
+                "alone may have"
+            )
 
 
 def adapter_files(folder: Path) -> list[Path]:

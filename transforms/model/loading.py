@@ -14,7 +14,13 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from schemas.errors import ConfigurationError
-from transforms.model.adapter import Tuned, adapter_files, adapters_of, folders_of
+from transforms.model.adapter import (
+    Tuned,
+    adapter_files,
+    adapters_of,
+    check_shareable,
+    folders_of,
+)
 from transforms.model.checkpoint import first_line, require_folder
 from transforms.model.families import FAMILIES
 
@@ -48,14 +54,56 @@ def load_trunk(
     return _cut(model, last_layer).to(device=place, dtype=kind).eval().requires_grad_(False)
 
 
+def load_shared_trunk(
+    base: Path,
+    tuned: Sequence[Sequence[Path]],
+    last_layer: int,
+    device: str = "auto",
+    dtype: str = "auto",
+) -> tuple[nn.Module, list[list[str]]]:
+    """Load the trunk of a base with the adapters of several models beside it, none merged.
+
+    Args:
+      base: folder of the base model.
+      tuned: per model the folders of its adapters; a folder of several models is loaded once.
+      last_layer: as for `load_trunk`, as are the others.
+
+    Returns:
+      The trunk, and per model the names under which PEFT has its adapters.
+
+    Raises:
+      ConfigurationError: as `load_trunk`, and for an adapter that is not LoRA alone.
+    """
+    place, kind = placement(device, dtype)
+    require_folder(base, "--base")
+    folders = list(dict.fromkeys(folder for model in tuned for folder in model))
+    for folder in folders:
+        check_shareable(folder)
+    adapted = _load_adapter(_from_folder(base, kind), folders[0], "0")
+    for number, folder in enumerate(folders[1:], start=1):
+        _load_adapter(adapted, folder, str(number))
+    trunk = _cut(cast(PreTrainedModel, adapted.get_base_model()), last_layer)
+    names = [[str(folders.index(folder)) for folder in model] for model in tuned]
+    return trunk.to(device=place, dtype=kind).eval().requires_grad_(False), names
+
+
+def tokenizer_folder(base: Path | None, tuned: Tuned) -> Path:
+    """Where the tokenizer of the tuned model is: the base's where no adapter has one."""
+    folders = folders_of(tuned)
+    own = [folder for folder in folders if (folder / _TOKENIZER_CONFIG).is_file()]
+    return (own or [base or folders[0]])[-1]
+
+
 def load_tokenizer(base: Path | None, tuned: Tuned) -> Any:
     """Load the tokenizer of the tuned model, or of its base where no adapter has one.
 
     Raises ConfigurationError where it has no chat template or cannot tell offsets.
     """
-    folders = folders_of(tuned)
-    own = [folder for folder in folders if (folder / _TOKENIZER_CONFIG).is_file()]
-    folder = (own or [base or folders[0]])[-1]
+    return read_tokenizer(tokenizer_folder(base, tuned))
+
+
+def read_tokenizer(folder: Path) -> Any:
+    """Load the tokenizer in a folder. Raises ConfigurationError as `load_tokenizer` does."""
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, **_LOCAL)
     except (OSError, ValueError) as error:
@@ -115,18 +163,22 @@ def _dtype(name: str, device: torch.device) -> torch.dtype:
 def _merged(base: Path | None, adapters: Sequence[Path]) -> PreTrainedModel:
     if base is None:
         raise ConfigurationError(f"--tuned {adapters[0]} is an adapter; name its model by --base")
-    for adapter in adapters:
-        adapter_files(adapter)  # safetensors only: PEFT would unpickle an adapter_model.bin
     require_folder(base, "--base")
     model = _from_folder(base, torch.float32)
     for adapter in adapters:
-        try:
-            adapted = PeftModel.from_pretrained(model, str(adapter), local_files_only=True)
-        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-            raise ConfigurationError(
-                f"cannot load adapter {adapter}: {first_line(error)}"
-            ) from error
-        model = adapted.merge_and_unload()
+        model = _load_adapter(model, adapter, "default").merge_and_unload()
+    return model
+
+
+def _load_adapter(model: PreTrainedModel | PeftModel, adapter: Path, name: str) -> PeftModel:
+    """Put an adapter beside the weights of a model, or beside the adapters it has already."""
+    adapter_files(adapter)  # safetensors only: PEFT would unpickle an adapter_model.bin
+    try:
+        if not isinstance(model, PeftModel):
+            return PeftModel.from_pretrained(model, str(adapter), name, local_files_only=True)
+        model.load_adapter(str(adapter), name, local_files_only=True)
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise ConfigurationError(f"cannot load adapter {adapter}: {first_line(error)}") from error
     return model
 
 
