@@ -52,6 +52,11 @@ class Recording:
     scorer: ScoresBatches
     batches: list[Batch] = field(default_factory=list)
 
+    @property
+    def nbytes(self) -> int:
+        """The scorer's."""
+        return self.scorer.nbytes
+
     def score(
         self, token_ids: list[Int32s], roles: list[NDArray[np.int8]]
     ) -> tuple[Cosines, NDArray[np.bool_]]:
@@ -67,6 +72,11 @@ class Stub:
         steps = np.tile(np.arange(2 * directions, dtype=np.int16), (MAX_BATCH_ROWS, 1))
         at = np.zeros(steps.shape, np.uint32)
         self._cosines = Cosines(-steps, steps, at, at)
+
+    @property
+    def nbytes(self) -> int:
+        """It has no weights."""
+        return 0
 
     def score(
         self, token_ids: list[Int32s], roles: list[NDArray[np.int8]]

@@ -116,10 +116,17 @@ def _follow(job: Job, state: State, known: argparse.Namespace, *, endless: bool)
         stack.callback(state.close)
         if known.metrics_port is not None:
             stack.callback(metrics.serve(job, loop.health, known.metrics_port))
-        for model in job.models:
-            model.engine.scorer()  # a model that does not load shall not wait for the first record
+        _load(job)
         state.describe(job.description())
         report.started(job, state)
         commit = loop.run(lambda: Slices(job, state, paced=endless))
     report.totals(commit, job)
     return loop.stop.is_set()
+
+
+def _load(job: Job) -> None:
+    """Load the models now: one that cannot be loaded shall not wait for the first record."""
+    for model in job.models:
+        with metrics.LOAD_SECONDS.labels(model.name).time():
+            scorer = model.engine.scorer()
+        metrics.MODEL_BYTES.labels(model.name).set(scorer.nbytes)

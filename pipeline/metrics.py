@@ -1,7 +1,7 @@
 """Prometheus metrics of a running job, and the two questions Kubernetes asks: alive, ready?
 
 Counts come from the newest commit whenever they are scraped, so they are exact, survive restarts
-and never show what was not committed. Only durations are kept by this process.
+and never show what was not committed. Durations and the models' size are this process's own.
 """
 
 import threading
@@ -12,7 +12,7 @@ from socketserver import ThreadingMixIn
 from typing import Any
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
-from prometheus_client import CollectorRegistry, Histogram, ProcessCollector, make_wsgi_app
+from prometheus_client import CollectorRegistry, Gauge, Histogram, ProcessCollector, make_wsgi_app
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
@@ -38,6 +38,20 @@ SLICE_SECONDS = Histogram(
 
 Calibrated = tuple[bool, bool]
 """Whether conversations with a user, with an assistant, can be judged."""
+
+LOAD_SECONDS = Gauge(
+    "deltawatch_model_load_seconds",
+    "What loading took; of models over one base the first brings the base.",
+    ["model"],
+    registry=None,
+)
+MODEL_BYTES = Gauge(
+    "deltawatch_model_bytes",
+    "Weights and directions on the device; models over one base share the weights.",
+    ["model"],
+    registry=None,
+)
+_OF_PROCESS = (SLICE_SECONDS, LOAD_SECONDS, MODEL_BYTES)
 
 
 @dataclass
@@ -142,7 +156,7 @@ def serve(job: Job, health: Health, port: int) -> Callable[[], None]:
       ConfigurationError: the port cannot be had.
     """
     registry = CollectorRegistry()
-    for collector in (JobCollector(job, health), SLICE_SECONDS, ProcessCollector(registry=None)):
+    for collector in (JobCollector(job, health), *_OF_PROCESS, ProcessCollector(registry=None)):
         registry.register(collector)
     try:
         server = make_server("", port, _application(health, registry), _Server, _Silent)

@@ -23,6 +23,11 @@ class CheapScorer:
         self._directions = directions
         self._seed = seed
 
+    @property
+    def nbytes(self) -> int:
+        """It has no weights."""
+        return 0
+
     def score(
         self, token_ids: Sequence[Int32s], roles: Sequence[NDArray[np.int8]]
     ) -> tuple[Cosines, NDArray[np.bool_]]:

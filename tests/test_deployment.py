@@ -239,7 +239,10 @@ def test_it_watches_as_the_manifests_say(
         url = f"http://127.0.0.1:{free_port}"
         for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
             wait_for(partial(answers, url + container[probe]["httpGet"]["path"]), process)
-        wait_for(lambda: seen(f"{url}/metrics") == CONVERSATIONS, process)
+        counted = partial(summed, f"{url}/metrics")
+        wait_for(lambda: counted("deltawatch_records_total") == CONVERSATIONS, process)
+        assert counted("deltawatch_model_load_seconds") > 0
+        assert counted("deltawatch_model_bytes") > 4 * 100e6, "parameters in float32"
         said = status(prepared)
         assert f"records: {CONVERSATIONS} seen = " in said
         assert "lag 0" in said
@@ -282,13 +285,10 @@ def answers(url: str) -> bool:
         return False
 
 
-def seen(url: str) -> float:
-    """Records that are accounted for, by the metrics."""
+def summed(url: str, name: str) -> float:
+    """All values of a metric."""
     with urllib.request.urlopen(url, timeout=10) as answer:
         families = text_string_to_metric_families(answer.read().decode())
     return sum(
-        sample.value
-        for family in families
-        for sample in family.samples
-        if sample.name == "deltawatch_records_total"
+        sample.value for family in families for sample in family.samples if sample.name == name
     )

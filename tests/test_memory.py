@@ -42,6 +42,10 @@ class Small:
         self.refuse = refuse
         self.sizes: list[int] = []
 
+    @property
+    def nbytes(self) -> int:
+        return 0
+
     def score(self, token_ids: list[np.ndarray], roles: list[np.ndarray]) -> Scores:
         padded = len(token_ids) * max(map(len, token_ids))
         self.sizes.append(len(token_ids))

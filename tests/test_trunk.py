@@ -1,6 +1,8 @@
 """Scores against a plain forward pass of PEFT's merged model, and against exact small cases."""
 
 import json
+import math
+import re
 import threading
 import weakref
 from pathlib import Path
@@ -15,6 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from lapack import largest_component_positive, svd_of_merged_difference
 from peft import PeftModel
+from safetensors import safe_open
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForCausalLM
@@ -55,6 +58,17 @@ def real_batch(base_model: Path, adapter: Path, real_conversations: list[dict[st
     ]
     rows = tokenize(tokenizer, messages, MAX_TOKENS)
     return [ids for ids, _, _ in rows], [roles for _, roles, _ in rows]
+
+
+def test_bytes_are_those_of_the_files_that_are_used(
+    base_model: Path, found: Directions, scorer: Scorer
+) -> None:
+    with safe_open(base_model / "model.safetensors", "pt") as weights:
+        shapes = {name: weights.get_slice(name).get_shape() for name in weights.offset_keys()}
+    left_out = re.compile(rf"lm_head|model\.norm|layers\.({'|'.join(map(str, range(27, 30)))})\.")
+    used = sum(math.prod(shape) for name, shape in shapes.items() if not left_out.search(name))
+    expected = 4 * (used + found.vectors.size)
+    assert expected <= scorer.nbytes < expected + 1000, "besides some buffers"
 
 
 def test_real_conversations_against_a_plain_forward_pass(

@@ -50,11 +50,12 @@ def _answer(choices: Any) -> list[Message]:
     if choices is None or choices == []:
         return []
     first = choices[0] if isinstance(choices, list) else None
-    message = first.get("message") if isinstance(first, dict) else None
+    choice = first if isinstance(first, dict) else {}
+    message = choice.get("message")
     if not isinstance(message, dict):
         raise bad_message("choices", "has no message in its first place")
     answer = _message({"role": "assistant", **message}, "choices[0].message")
-    return [replace(answer, unfinished=first.get("finish_reason") == "length")]
+    return [replace(answer, unfinished=choice.get("finish_reason") == "length")]
 
 
 def _message(item: Mapping[str, Any], place: str) -> Message:

@@ -22,6 +22,11 @@ from transforms.model.trunk import CHUNK_TOKENS, Scorer
 class ScoresBatches(Protocol):
     """What a scorer does; tests put a cheap deterministic one in the LLM's place."""
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the weights and directions it scores with, on their device."""
+        ...
+
     def score(
         self, token_ids: list[Int32s], roles: list[NDArray[np.int8]]
     ) -> tuple[Cosines, NDArray[np.bool_]]:

@@ -99,6 +99,11 @@ class AdapterScorer:
         self._switch = switch
         self._names = names
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the shared base with all its adapters, and of this model's directions."""
+        return self._scorer.nbytes
+
     def score(
         self, token_ids: Sequence[Int32s], roles: Sequence[NDArray[np.int8]]
     ) -> tuple[Cosines, NDArray[np.bool_]]:

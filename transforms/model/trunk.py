@@ -10,7 +10,7 @@ by its cache only.
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from itertools import groupby
+from itertools import chain, groupby
 from threading import Lock
 from typing import Any
 
@@ -54,6 +54,12 @@ class Scorer:
         self._by_layer = _group_by_layer(directions, self._device)
         self._directions = len(directions)
         self._lock = Lock()
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the trunk's weights and of the directions."""
+        held = (self._trunk.parameters(), self._trunk.buffers(), self._by_layer.values())
+        return sum(tensor.nbytes for tensor in chain(*held))
 
     def score(
         self, token_ids: Sequence[Int32s], roles: Sequence[NDArray[np.int8]]
