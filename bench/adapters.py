@@ -22,7 +22,9 @@ if __name__ == "__main__":
     # This file's folder, which Python puts first, would hide the package `pipeline`.
     sys.path[0] = str(Path(__file__).parents[1])
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
@@ -83,11 +85,21 @@ def _speeds(scorers: Mapping[str, Scorer], batched: list[Rows], pairs: int) -> F
     for way in ways:
         seconds = statistics.median(run[way] for run in runs)
         figures[f"{way}_tokens_per_s"] = round(tokens / seconds)
+    found = [_steps(scorer, batched) for scorer in scorers.values()]
+    apart = np.abs(found[0] - found[1])
     ratios = sorted(run["merged"] / run["shared"] for run in runs)
     return figures | {
         "ratio": round(statistics.median(ratios), 3),
         "ratio_lowest": round(ratios[0], 3),
+        "steps_apart": round(float(apart.mean()), 2),
+        "steps_apart_most": int(apart.max()),
     }
+
+
+def _steps(scorer: Scorer, batched: list[Rows]) -> NDArray[np.int64]:
+    """Lowest and highest cosines of all batches."""
+    scored = [scorer.score([ids for ids, _ in rows], [r for _, r in rows])[0] for rows in batched]
+    return np.vstack([np.hstack([each.low, each.high]) for each in scored]).astype(np.int64)
 
 
 def _batched(known: argparse.Namespace, base: Path) -> list[Rows]:

@@ -42,7 +42,9 @@ def ranges_after(before: Kept, plan: Plan, job: Job, model: Model, folder: Path)
         return before
     # No record of the slice reached the judge: the open epoch closes with what it had.
     merged = close(before.closed, before.open)
-    _write_rows(merged, _closed_by(plan), folder, job, model)
+    # As many as the judge closes of a model with records; without any, a plan may cross any gap.
+    newest = min(plan.closed_after, plan.closed_before + (RING if plan.records else 1))
+    _write_rows(merged, range(plan.closed_before + 1, newest + 1), folder, job, model)
     return Kept(merged, before.open.emptied())
 
 
@@ -63,17 +65,6 @@ def _from_judge(before: Kept, opened: Path, folder: Path, job: Job, model: Model
         closed = _read(path)
         _write_rows(closed, [pending.epoch_of(path)], folder, job, model)
     return Kept(closed, _read(opened))
-
-
-def _closed_by(plan: Plan) -> range:
-    """The epochs that the judge closes of a model with records in the slice.
-
-    A slice without records may cross any gap, and closes the open epoch only.
-    """
-    assert plan.closed_before is not None
-    assert plan.closed_after is not None
-    most = RING if plan.records else 1
-    return range(plan.closed_before + 1, min(plan.closed_after, plan.closed_before + most) + 1)
 
 
 def _read(path: Path) -> Ranges:

@@ -84,9 +84,10 @@ class Switch:
         """Have exactly these adapters active."""
         with self._lock:
             if self._active != list(names):
-                self._active = list(names)
+                self._active = None  # until all layers agree
                 for layer in self._layers:
-                    layer.set_adapter(self._active, inference_mode=True)
+                    layer.set_adapter(list(names), inference_mode=True)
+                self._active = list(names)
             yield
 
 
