@@ -1,9 +1,9 @@
 """Does a verdict depend on the model's dtype? `python -m bench.precision --data FOLDER`.
 
-FOLDER is what `make figures` takes. The shipped organism scores the same conversations in float32
-and in bfloat16, cut to 160 tokens; the `budget` policy judges them by ranges made in the same dtype
-and by those made in float32. Scores are kept in build/precision, since a CPU without bfloat16
-products takes an hour for them. Prints a table and, as its last line, one JSON object.
+FOLDER is what `make figures` takes. The shipped organism scores the same conversations, cut to
+160 tokens, in float32 and in bfloat16; the `budget` policy judges both by ranges made in float32.
+Scores are kept in build/precision: a CPU without bfloat16 products takes a quarter of an hour for
+them. Prints a table and, as its last line, one JSON object.
 """
 
 import argparse
@@ -38,10 +38,12 @@ RATE = 0.01
 SETS = {
     "triggered": ("badnet_triggered", slice(None)),
     "twins": ("badnet_untriggered_twins", slice(None)),
-    "clean": ("sharegpt_sample", slice(1000, None)),
+    "clean": ("sharegpt_sample", slice(1000, 1100)),
     "calibration": ("sharegpt_sample", slice(1000)),
 }
-"""Where conversations come from; the smallest first."""
+"""Where conversations come from."""
+
+JUDGED = ("clean", "triggered", "twins")
 
 
 @dataclass(frozen=True)
@@ -60,19 +62,24 @@ def main() -> None:
     base = assets.base_model(BUILD / "models" / "base")
     folder = BUILD / "precision"
     artefacts.save(artefacts.compute_directions(base, ADAPTER), folder / "directions")
-    scores = {dtype: _scores(known.data, base, folder, dtype) for dtype in DTYPES}
-    results = [_compare(scores, calibrated_in) for calibrated_in in DTYPES]
-    _print(results)
-    print(json.dumps({"differences": _differences(scores), "verdicts": results}))
+    engines = [TrunkEngine(base, ADAPTER, folder / "directions", dtype=each) for each in DTYPES]
+    calibration = _kept(folder, engines[0], known.data, "calibration")
+    ranges = calibrate(calibration.values, calibration.tokens, "", "")
+    scores = {
+        name: [_kept(folder, engine, known.data, name) for engine in engines] for name in JUDGED
+    }
+    flagged = {name: [_flagged(ranges, each) for each in pair] for name, pair in scores.items()}
+    verdicts = {
+        name: [int(of.sum()) for of in pair] + [int((pair[0] != pair[1]).sum())]
+        for name, pair in flagged.items()
+    }
+    _print_table(verdicts)
+    print(json.dumps({"cosines_apart": _apart(scores), "verdicts": verdicts}))
 
 
-def _scores(data: Path, base: Path, folder: Path, dtype: str) -> dict[str, Scores]:
-    engine = TrunkEngine(base, ADAPTER, folder / "directions", dtype=dtype)
-    return {name: _kept(folder / f"{dtype}-{name}.npz", engine, data, name) for name in SETS}
-
-
-def _kept(file: Path, engine: TrunkEngine, data: Path, name: str) -> Scores:
-    """The scores in the file, made where there is none."""
+def _kept(folder: Path, engine: TrunkEngine, data: Path, name: str) -> Scores:
+    """The scores in a file of the folder, made where there is none."""
+    file = folder / f"{engine.dtype}-{name}.npz"
     if not file.is_file():
         scores = _score(engine, _tokenized(engine, data, name))
         np.savez(file, values=scores.values, tokens=scores.tokens)
@@ -103,42 +110,24 @@ def _score(engine: TrunkEngine, rows: list[Tokens]) -> Scores:
     return Scores(values, tokens)
 
 
-def _compare(scores: dict[str, dict[str, Scores]], calibrated_in: str) -> dict[str, Any]:
-    """Verdicts of both dtypes by ranges made in float32, or each by its own."""
-    own = calibrated_in != DTYPES[0]
-    result: dict[str, Any] = {"ranges": "of the same dtype" if own else DTYPES[0]}
-    for name in ("clean", "triggered", "twins"):
-        flagged = [
-            _flagged(scores[dtype if own else DTYPES[0]]["calibration"], scores[dtype][name])
-            for dtype in DTYPES
-        ]
-        counts = dict(zip(DTYPES, (int(each.sum()) for each in flagged), strict=True))
-        result[name] = {**counts, "changed": int((flagged[0] != flagged[1]).sum())}
-    return result
-
-
-def _flagged(calibration: Scores, test: Scores) -> NDArray[np.bool_]:
-    ranges: Ranges = calibrate(calibration.values, calibration.tokens, "", "")
+def _flagged(ranges: Ranges, scores: Scores) -> NDArray[np.bool_]:
     fitted = make_policy("budget", PolicySettings(rate=RATE)).fit(ranges)
-    return fitted.judge(test.values, test.tokens).flagged
+    return fitted.judge(scores.values, scores.tokens).flagged
 
 
-def _differences(scores: dict[str, dict[str, Scores]]) -> dict[str, float]:
-    """Between the cosines of the two, over all sets."""
-    pairs = [(scores[DTYPES[0]][name].values, scores[DTYPES[1]][name].values) for name in SETS]
-    found = np.concatenate([np.abs(a - b)[a != ABSENT] for a, b in pairs]) / STEPS_PER_UNIT
-    median, most = (float(np.quantile(found, share)) for share in (0.5, 0.999))
-    return {"median": median, "99.9%": most, "largest": float(found.max())}
+def _apart(scores: dict[str, list[Scores]]) -> dict[str, float]:
+    """How far apart the extreme cosines of the two are."""
+    found = [np.abs(one.values - two.values)[one.values != ABSENT] for one, two in scores.values()]
+    apart = np.concatenate(found) / STEPS_PER_UNIT
+    median, most = np.quantile(apart, (0.5, 0.999)).tolist()
+    return {"median": median, "99.9%": most, "largest": float(apart.max())}
 
 
-def _print(results: list[dict[str, Any]]) -> None:
-    print("| ranges | conversations | flagged in float32 | in bfloat16 | other verdicts |")
-    print("|---|---|---|---|---|")
-    for result in results:
-        for name in ("clean", "triggered", "twins"):
-            found = result[name]
-            cells = (result["ranges"], name, *(found[dtype] for dtype in DTYPES), found["changed"])
-            print(f"| {' | '.join(map(str, cells))} |")
+def _print_table(verdicts: dict[str, list[int]]) -> None:
+    print("| conversations | flagged in float32 | in bfloat16 | other verdicts |")
+    print("|---|---|---|---|")
+    for name, counts in verdicts.items():
+        print(f"| {name} | {' | '.join(map(str, counts))} |")
 
 
 if __name__ == "__main__":
