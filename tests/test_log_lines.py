@@ -14,7 +14,7 @@ from pipeline import cli, log_lines, report
 from schemas.commit import Commit, Ledger
 
 LEDGER = Ledger(seen=9, scored=6, dead_lettered=2, skipped=1, flagged=1, alerts=1, tokens=900)
-COMMIT = Commit(7, "", (), 3, "", "", LEDGER, LEDGER + LEDGER, {}, {})
+COMMIT = Commit(7, "", (), 3, {}, LEDGER, LEDGER + LEDGER, {}, {})
 
 
 @pytest.fixture(autouse=True)
