@@ -100,9 +100,7 @@ def _soak(
             samples.append(_look(process, watch.state, passed))
             time.sleep(SAMPLE_S - (time.monotonic() - started) % SAMPLE_S)
         producer.flush()
-        while watch.seen < sent:
-            assert process.is_alive(), f"the job ended by itself, exit status {process.exitcode}"
-            time.sleep(1)
+        watch.until(lambda: watch.seen >= sent, process, 1)
     return sent, samples
 
 

@@ -102,6 +102,7 @@ def _tokenizer(engine: TrunkEngine) -> Any:
 @lru_cache(maxsize=1)
 def _scorer(engine: TrunkEngine) -> Scorer:
     artefact = engine.artefact
-    last = max(entry.layer for entry in artefact.entries)
-    trunk = loading.load_trunk(engine.base, engine.tuned, last, engine.device, engine.dtype)
+    trunk = loading.load_trunk(
+        engine.base, engine.tuned, artefact.last_layer, engine.device, engine.dtype
+    )
     return Scorer(trunk, artefact, engine.chunk_tokens)
