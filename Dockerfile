@@ -27,13 +27,12 @@ RUN groupadd --gid 10001 deltawatch \
     && useradd --uid 10001 --gid 10001 --no-create-home --home-dir /tmp --shell /usr/sbin/nologin \
        deltawatch
 COPY --from=builder /opt/deltawatch /opt/deltawatch
-# HF_*: a model is what is on disk, never a download. OMP_*: torch's waiting threads do not spin.
+# HF_*: a model is what is on disk, never a download.
 ENV PATH=/opt/deltawatch/bin:/usr/local/bin:/usr/bin:/bin \
     HOME=/tmp \
     HF_HOME=/tmp/huggingface \
     HF_HUB_DISABLE_TELEMETRY=1 \
     HF_HUB_OFFLINE=1 \
-    OMP_WAIT_POLICY=passive \
     PYTHONDONTWRITEBYTECODE=1 \
     PYTHONUNBUFFERED=1 \
     TRANSFORMERS_OFFLINE=1

@@ -5,8 +5,7 @@ BIN := .venv/bin
 READY := .venv/.deltawatch-ready
 PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
 
-# torch's waiting threads otherwise spin: beside a broker on the same cores that makes the model
-# up to 40 times slower.
+# As the deltawatch command sets it: torch's waiting threads otherwise spin.
 export OMP_WAIT_POLICY := passive
 
 RECORDS ?= 20000

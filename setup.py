@@ -61,6 +61,7 @@ setup(
             "ocsf-json-schema==1.2.0",
             "packaging==26.4",
             "pytest==9.2.0",
+            "pytest-xdist==3.8.0",
             "pyyaml==6.0.4",
             "ruff==0.17.6",
             "tokenizers==0.23.3",

@@ -14,6 +14,7 @@ from pipeline.follow import Follow
 from pipeline.job import Job, Model
 from pipeline.slices import Slices
 from pipeline.state import State
+from schemas.commit import Commit
 from schemas.errors import ConfigurationError
 from schemas.records import Cosines
 from transforms.logs.times import EventTime
@@ -37,7 +38,7 @@ def calibrate(known: argparse.Namespace, beam_arguments: Sequence[str]) -> Range
     state = State(known.out / "_state")
     if state.newest_commit() is None:  # what lies there is of another calibration
         shutil.rmtree(job.archive, ignore_errors=True)
-    commit = Follow(False, known.patience / 1000).run(lambda: Slices(job, state))
+    commit = _scored(job, state, known.patience / 1000)
     report.totals(commit, job)
     state.close()
     cosines, tokens = _vectors(job.archive)
@@ -48,6 +49,23 @@ def calibrate(known: argparse.Namespace, beam_arguments: Sequence[str]) -> Range
     state.remove()
     report.say(f"ranges of {len(tokens)} conversations in {known.out}")
     return ranges
+
+
+def _scored(job: Job, state: State, patience_s: float) -> Commit:
+    """Score the log to its end; where that has been done, what has come since is left alone."""
+    begun = state.newest_commit()
+    if begun is not None and begun.config_hash != job.config_hash:
+        raise ConfigurationError(
+            f"{state.root} holds a calibration that was begun with other options; finish it with "
+            f"those, or remove that folder"
+        )
+    if begun is not None and begun.closed_epoch is not None:
+        return Slices(job, state).commit
+    loop = Follow(False, patience_s)
+    loop.stop_on_signals()
+    commit = loop.run(lambda: Slices(job, state))
+    loop.require_end()
+    return commit
 
 
 def _job(known: argparse.Namespace, beam_arguments: Sequence[str]) -> Job:

@@ -12,7 +12,7 @@ from pipeline.job import Job
 from pipeline.slices import Slices
 from pipeline.state import State
 from pipeline.status import Status
-from schemas.errors import ConfigurationError, RunFailedError
+from schemas.errors import ConfigurationError
 from transforms.model import directions
 from transforms.model.cache import Cache
 
@@ -71,8 +71,7 @@ def _calibrate(known: argparse.Namespace, beam_arguments: Sequence[str]) -> int:
 def _audit(known: argparse.Namespace, beam_arguments: Sequence[str]) -> int:
     job = preflight.job(known, beam_arguments, endless=False)
     state = State(known.state or job.archive / f"_state-{job.run_id}")
-    if _follow(job, state, known, endless=False):
-        raise RunFailedError("stopped before the end; the same command goes on from there")
+    _follow(job, state, known, endless=False).require_end()
     if known.state is None:
         state.remove()
     return 0
@@ -108,8 +107,8 @@ def _demo(known: argparse.Namespace, _: Sequence[str]) -> int:
         return INTERRUPTED
 
 
-def _follow(job: Job, state: State, known: argparse.Namespace, *, endless: bool) -> bool:
-    """Run slices on a state; whether a signal ended it."""
+def _follow(job: Job, state: State, known: argparse.Namespace, *, endless: bool) -> Follow:
+    """Run slices on a state until the log or a signal ends it."""
     loop = Follow(endless, known.patience / 1000)
     loop.stop_on_signals()
     with ExitStack() as stack:
@@ -117,11 +116,12 @@ def _follow(job: Job, state: State, known: argparse.Namespace, *, endless: bool)
         if known.metrics_port is not None:
             stack.callback(metrics.serve(job, loop.health, known.metrics_port))
         _load(job)
+        loop.health.begun()
         state.describe(job.description())
         report.started(job, state)
         commit = loop.run(lambda: Slices(job, state, paced=endless))
     report.totals(commit, job)
-    return loop.stop.is_set()
+    return loop
 
 
 def _load(job: Job) -> None:

@@ -45,6 +45,11 @@ class Follow:
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self._asked_to_stop)
 
+    def require_end(self) -> None:
+        """Raises RunFailedError where a signal came before the logs had been read."""
+        if self.stop.is_set():
+            raise RunFailedError("stopped before the end; the same command goes on from there")
+
     def run(self, start: Callable[[], Slices]) -> Commit:
         """Run slices; `start` takes them up from the newest commit. Returns the last commit.
 

@@ -116,7 +116,7 @@ class Job:
 
     @property
     def run_id(self) -> str:
-        """Names the archive's files, so that the same job again replaces what it wrote."""
+        """Names an audit's state and files, so that the same job again replaces what it wrote."""
         return self.config_hash[:12]
 
     def description(self) -> dict[str, Any]:

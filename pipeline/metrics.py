@@ -65,6 +65,10 @@ class Health:
     failing: str | None = "starting"
     beat: float = field(default_factory=time.monotonic)
 
+    def begun(self) -> None:
+        """The loop begins; what came before it, such as loading, was not a turn of it."""
+        self.beat = time.monotonic()
+
     def turned(
         self,
         commit: Commit,

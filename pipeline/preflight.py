@@ -17,7 +17,7 @@ from schemas.client_properties import ClientProperties
 from schemas.errors import ConfigurationError
 from schemas.uris import KafkaUri, parse_uri
 from transforms.delivery.sinks import check_sink
-from transforms.logs.open import open_logs
+from transforms.logs.open import Logs
 from transforms.logs.times import EventTime
 from transforms.model import directions, loading
 from transforms.model.adapter import check_shareable
@@ -40,8 +40,12 @@ def job(known: argparse.Namespace, beam_arguments: Sequence[str], *, endless: bo
     check_writable(known.archive, "--archive")
     alerts = known.alerts or str(known.archive / "alerts.jsonl")
     dead_letters = known.dead_letters or str(known.archive / "dead_letters.jsonl")
+    logs = Logs(inputs, properties)
     for uri in (alerts, dead_letters):
-        check_sink(uri, properties)
+        if check_sink(uri, properties) in logs.places:
+            raise ConfigurationError(
+                f"{uri} is an --input too and would be read again; give another"
+            )
     models, max_tokens = _models(known)
     return Job(
         inputs=inputs,
@@ -75,9 +79,9 @@ def check_inputs(
 ) -> tuple[str, ...]:
     """The inputs as URIs with an end, or without one for `watch`; each can be read."""
     inputs = tuple(_input(text, endless=endless) for text in known.input)
-    for log in (log for uri in inputs for log in open_logs(uri, properties)):
-        for partition in log.partitions():
-            log.end(partition)  # of a gzip file that is cut off, it cannot be said
+    logs = Logs(inputs, properties)
+    for partition in logs.partitions():
+        logs.end(partition)  # of a gzip file that is cut off, it cannot be said
     return inputs
 
 

@@ -13,16 +13,16 @@ from transforms.archive import files, pending
 def finish_epochs(job: Job, state: State, commit: Commit) -> None:
     """Merge the files of epochs that the commit closed; repeating it changes nothing."""
     for epoch, names in commit.to_archive.items():
-        _finish(job, epoch, [state.root / name for name in names])
+        # By the configuration of the commit: that of the job may have changed since.
+        _finish(job.archive, f"{commit.config_hash[:12]}-{epoch}", [state.root / n for n in names])
     state.drop_empty_folders()
 
 
-def _finish(job: Job, epoch: int, paths: Sequence[Path]) -> None:
+def _finish(archive: Path, name: str, paths: Sequence[Path]) -> None:
     # Deleting begins only once everything is in the archive: with one file gone, all of it is.
     if all(path.exists() for path in paths):
         for (table, model), members in _by_table(paths).items():
-            name = f"{job.run_id}-{epoch}"
-            files.merge(members, job.archive, table, model, name)
+            files.merge(members, archive, table, model, name)
     for path in paths:
         path.unlink(missing_ok=True)
 

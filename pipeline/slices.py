@@ -17,8 +17,8 @@ from pipeline.metrics import SLICE_SECONDS, Calibrated
 from pipeline.runner import Counts
 from pipeline.state import State
 from schemas.commit import UNNAMED, Commit, Ledger, ModelState
-from schemas.errors import ConfigurationError, RunFailedError
-from schemas.plan import PartitionId, PartitionProgress, Plan
+from schemas.errors import ConfigurationError, RunFailedError, TransientError
+from schemas.plan import PartitionId, Plan
 from transforms.judge import JudgeStart
 from transforms.logs import planner
 from transforms.logs.open import Logs
@@ -54,7 +54,6 @@ class Slices:
         self._state = state
         self._now_ms = now_ms
         self._logs = Logs(job.inputs, job.kafka_properties)
-        self._discovered: tuple[PartitionProgress, ...] = ()
         self._paced = paced
         self._target = min(FIRST_SLICE_RECORDS, job.slice_records) if paced else job.slice_records
         self.commit = self._with_models(state.newest_commit() or self._first_commit())
@@ -103,7 +102,8 @@ class Slices:
         return user is not None, assistant is not None
 
     def _first_commit(self) -> Commit:
-        return Commit(0, self._job.config_hash, (), None, {}, Ledger(), Ledger(), {}, {})
+        nothing = Commit(0, self._job.config_hash, (), None, {}, Ledger(), Ledger(), {}, {})
+        return replace(nothing, committed_ms=self._now_ms())
 
     def _with_models(self, commit: Commit) -> Commit:
         """The commit with all models of the job: one that is new begins with its base ranges."""
@@ -121,7 +121,8 @@ class Slices:
 
     def _begun(self, model: Model) -> ModelState:
         ranges = self._state.write_ranges(model.base_ranges)
-        return ModelState(ranges, self._state.write_ranges(model.base_ranges.emptied()))
+        opened = self._state.write_ranges(model.base_ranges.emptied())
+        return ModelState(ranges, opened, base_hash=ranges)
 
     def _models(self) -> Iterator[tuple[str, ModelState]]:
         """The job's models as the newest commit has them."""
@@ -134,12 +135,40 @@ class Slices:
                 f"{self._state.root} holds a slice begun under another configuration; start once "
                 f"with the former one to finish it, or give another --state"
             )
+        for stale in (self._input_taken_out(), self._other_epochs(), self._other_length()):
+            if stale is not None:
+                raise ConfigurationError(f"{self._state.root} {stale}, or give another --state")
+        for model in self._job.models:
+            self._check_ranges(model, self.commit.models[model.name])
         for name, ranges in self.ranges().items():
             if ranges.directions_hash != self._job.directions[name].hash:
                 raise ConfigurationError(
                     f"{self._state.root} holds ranges of other directions for {name}; give another "
                     f"--state"
                 )
+
+    def _input_taken_out(self) -> str | None:
+        read = {each.id.source for each in self.commit.progress}
+        missing = sorted(read - self._logs.sources)
+        return f"has begun to read {missing[0]}; give it as --input again" if missing else None
+
+    def _other_epochs(self) -> str | None:
+        held = self.commit.epoch_ms
+        same = held in (0, self._job.epoch_ms)
+        return None if same else f"numbers its epochs by --epoch {held // 1000}s; give that length"
+
+    def _other_length(self) -> str | None:
+        held = self.commit.max_tokens
+        same = held in (0, self._job.max_tokens)
+        return None if same else f"has ranges of {held} tokens; give --max-tokens {held}"
+
+    def _check_ranges(self, model: Model, held: ModelState) -> None:
+        given = model.base_ranges
+        if held.base_hash not in ("", given.hash) and given.hash != given.emptied().hash:
+            raise ConfigurationError(
+                f"{self._state.root} began without these --ranges for {model.name} and would not "
+                f"use them; leave them out, or give another --state"
+            )
 
     def _begun_plan(self) -> Plan | None:
         """The plan of a run that did not come to its commit, if it can still be read."""
@@ -151,11 +180,14 @@ class Slices:
 
     def _next_plan(self) -> Plan | None:
         now, closed = self._now_ms(), self.commit.closed_epoch
-        known = self.commit.progress or self._discovered
-        self._discovered = planner.discover(self._logs, known, closed, self._job.rules)
+        progress = planner.discover(self._logs, self.commit.progress, closed, self._job.rules)
+        if not self.commit.progress:
+            # Where a log begins is asked once: its latest record will be another after a restart.
+            self.commit = replace(self.commit, progress=progress)
+            self._state.write_commit(self.commit)
         return planner.plan(
             self._logs,
-            self._discovered,
+            progress,
             closed,
             self._job.rules,
             self._target,
@@ -177,6 +209,9 @@ class Slices:
         counts = runner.run(self._job, plan, start, folder)
         SLICE_SECONDS.labels("score").observe(counts.scoring_seconds)
         ledger = counts.ledger
+        if ledger.balanced and ledger.seen < plan.records and not planner.holds(self._logs, plan):
+            self._state.drop_plan()
+            raise TransientError(f"slice {plan.number}: the log has been compacted meanwhile")
         if ledger.seen != plan.records or not ledger.balanced:
             raise RunFailedError(
                 f"slice {plan.number} does not add up, nothing of it is committed:"
@@ -202,6 +237,8 @@ class Slices:
             to_archive={epoch: paths for epoch, paths in files.items() if plan.closes(epoch)},
             reasons=dict(Counter(self.commit.reasons) + Counter(counts.reasons)),
             committed_ms=self._now_ms(),
+            epoch_ms=self._job.epoch_ms,
+            max_tokens=self._job.max_tokens or 0,
         )
 
     def _model_after(self, model: Model, plan: Plan, folder: Path, counts: Counts) -> ModelState:
@@ -210,7 +247,9 @@ class Slices:
         before = Kept(read(held.ranges_hash), read(held.open_hash))
         kept = collect.ranges_after(before, plan, self._job, model, folder)
         ledger = held.ledger + counts.by_model.get(model.name, Ledger())
-        return ModelState(write(kept.closed), write(kept.open), ledger)
+        return replace(
+            held, ranges_hash=write(kept.closed), open_hash=write(kept.open), ledger=ledger
+        )
 
     def _tune(self, plan: Plan, seconds: float) -> None:
         """Size the next slice by this one's speed, so that its run takes about as long as asked."""

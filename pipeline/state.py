@@ -73,6 +73,10 @@ class State:
         """Fix what the next slice reads, before it is read."""
         write_json(self.root / "plan.json", plan.to_json())
 
+    def drop_plan(self) -> None:
+        """Forget the slice that was begun."""
+        (self.root / "plan.json").unlink(missing_ok=True)
+
     def fresh_slice_folder(self, number: int) -> Path:
         """The empty folder for a slice's files; what an earlier try left there is dropped."""
         folder = self.root / "pending" / f"{number:08d}"
@@ -89,7 +93,7 @@ class State:
     def write_commit(self, commit: Commit) -> None:
         """Make a slice's outcome the truth, then forget what only older truths needed."""
         write_json(self.root / "commits" / f"{commit.number:08d}.json", commit.to_json())
-        (self.root / "plan.json").unlink(missing_ok=True)
+        self.drop_plan()
         self._drop_old(_commit_paths(self.root)[:-COMMITS_KEPT])
 
     def ranges_path(self, digest: str) -> Path:

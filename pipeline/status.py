@@ -64,9 +64,9 @@ class Status:
         when = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))
         begun = pending_plan(self.root, self.commit)
         running = f"; slice {begun.number} is begun" if begun is not None else ""
-        return (
-            f"slice {self.commit.number} committed {when}, {self.now - seconds:,.0f} s ago{running}"
-        )
+        number = self.commit.number
+        what = f"slice {number} committed" if number else "no slice committed yet, begun"
+        return f"{what} {when}, {self.now - seconds:,.0f} s ago{running}"
 
     def _calibration(self) -> Iterator[str]:
         for name, held in self._models():

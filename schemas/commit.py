@@ -6,8 +6,9 @@ from typing import Any
 
 from schemas.plan import PartitionProgress
 
-FORMAT = 3
-"""1 had neither `lost` in its ledgers nor `reasons` nor `committed_ms`; 2 held one model."""
+FORMAT = 4
+"""1 had neither `lost` in its ledgers nor `reasons` nor `committed_ms`; 2 held one model; 3 did not
+say how long an epoch is, where conversations are cut, and which ranges a model began with."""
 
 UNNAMED = ""
 """The one model of a commit of format 1 or 2, which did not name it."""
@@ -71,11 +72,13 @@ class ModelState:
       ranges_hash: of its ranges of closed epochs.
       open_hash: of its counts of the epoch after the closed one.
       ledger: its part of the total: `scored`, `flagged` and `uncalibrated`, and no more.
+      base_hash: of the ranges that it began with; "": not known.
     """
 
     ranges_hash: str
     open_hash: str
     ledger: Ledger = field(default_factory=Ledger)
+    base_hash: str = ""
 
 
 @dataclass(frozen=True)
@@ -94,6 +97,8 @@ class Commit:
       to_archive: per closed epoch, the files to merge into the archive.
       reasons: why records of all slices were not scored, e.g. {"bad_json": 3}.
       committed_ms: when, in milliseconds since 1970 UTC; 0: not known.
+      epoch_ms: length of the epochs that it numbers; 0: not known.
+      max_tokens: where conversations are cut; 0: nowhere, or not known.
     """
 
     number: int
@@ -107,6 +112,8 @@ class Commit:
     to_archive: dict[int, tuple[str, ...]]
     reasons: Mapping[str, int] = field(default_factory=dict)
     committed_ms: int = 0
+    epoch_ms: int = 0
+    max_tokens: int = 0
 
     def called(self, name: str) -> "Commit":
         """With this name for its model, where it has but one: names may have changed."""

@@ -11,6 +11,7 @@ from schemas.reasons import Reason
 from schemas.records import Conversation, Message
 from transforms.decode import Routes
 from transforms.formats import FORMATS, DecodeError, parse
+from transforms.json_text import MAX_DEPTH
 
 USER = {"role": "user", "content": "Hi"}
 CALL = {"id": "c1", "type": "function", "function": {"name": "f", "arguments": '{"x": 1}'}}
@@ -142,10 +143,30 @@ def test_oddities_that_are_read() -> None:
     assert half == Conversation("\ufffd", (Message("user", "a\ufffdb"),))
 
 
-def test_a_tool_call_nested_to_the_parsers_limit() -> None:
-    for depth in range(100, 1100, 10):
-        deep = b"[" * depth + b"]" * depth
-        check(b'{"messages": [{"role": "user", "tool_calls": [%s]}]}' % deep)
+AROUND = 4
+"""Objects and lists around the calls of `calling`."""
+
+
+def calling(depth: int) -> bytes:
+    deep = b"[" * depth + b"]" * depth
+    return b'{"messages": [{"role": "user", "tool_calls": [%s]}]}' % deep
+
+
+def verdict(value: bytes, frames: int) -> str:
+    """The reason for which a record is refused by a caller with so many frames on the stack."""
+    if frames:
+        return verdict(value, frames - 1)
+    try:
+        return parse(value).messages[0].role
+    except DecodeError as error:
+        return error.reason
+
+
+@pytest.mark.parametrize("frames", [0, 500])
+def test_how_deep_a_record_may_be_nested_does_not_depend_on_who_reads_it(frames: int) -> None:
+    assert verdict(calling(MAX_DEPTH - AROUND), frames) == "user"
+    for depth in (MAX_DEPTH - AROUND + 1, 400, 700, 985, 2000):
+        assert verdict(calling(depth), frames) == Reason.BAD_JSON
 
 
 def check(value: bytes) -> None:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from schemas.errors import RunFailedError
+from schemas.errors import ConfigurationError, RunFailedError
 from schemas.plan import Gap, PartitionId, PartitionProgress, PartitionSlice, Plan
 from transforms.logs import planner
 from transforms.logs.entries import Entry
@@ -32,10 +32,11 @@ class MemoryLog:
     timestamped: bool = True
     there: dict[int, int] = field(default_factory=dict)  # partition -> slots that have arrived
     deleted: Counter[int] = field(default_factory=Counter)  # partition -> slots that are gone
+    address: str = "memory:"
 
     @property
     def uri(self) -> str:
-        return f"memory:{self.source}"
+        return self.address
 
     def partitions(self) -> list[int]:
         return list(self.there)
@@ -329,6 +330,55 @@ def test_a_finished_log_is_read_to_its_end(partitions: list[list[Entry | None]],
     epochs = [each.dating.epoch for each in session.readings if each.dating.epoch is not None]
     assert not epochs or session.closed == max(epochs)
     assert not session.floors
+
+
+def test_a_log_that_had_been_read_to_its_end_goes_on_in_the_open_epoch() -> None:
+    session = Session(one_log([1, 55], [3]))
+    session.run()
+    assert session.closed == 5
+    log = session.logs.logs["log"]
+    for number, times in enumerate(([1, 55, 57, 81], [3, 4])):
+        log.slots[number] = entries(times)
+    session.logs.arrive_all()
+    before = len(session.readings)
+    session.run()
+    found = [(r.id.partition, r.dating.epoch, r.dating.late) for r in session.readings[before:]]
+    assert sorted(found) == [(0, 6, True), (0, 8, False), (1, 6, True)]
+    assert session.closed == 8
+
+
+def test_a_log_without_times_that_has_grown_after_its_end_is_refused() -> None:
+    session = Session(one_log([1]))
+    session.logs.logs["log"].timestamped = False
+    session.run()
+    assert session.closed == 0
+    session.logs.logs["log"].slots[0] = entries([1, 2])
+    session.logs.arrive_all()
+    with pytest.raises(ConfigurationError, match="log has more than when it had been read to its"):
+        session.step()
+
+
+def test_a_log_is_read_where_it_is_now() -> None:
+    session = Session(one_log([1], bounded=False))
+    session.logs.arrive_all()
+    session.step()
+    moved = MemoryLog("log", {0: entries([1, 2])}, bounded=False)
+    moved.arrive(0, 2)
+    moved.address = "memory:elsewhere"
+    session.logs = MemoryLogs(moved)
+    plan = session.step()
+    assert plan is not None
+    assert [part.uri for part in plan.partitions] == ["memory:elsewhere"]
+    assert [each.uri for each in session.progress] == ["memory:elsewhere"]
+
+
+def test_what_a_plan_reads_is_counted_again() -> None:
+    session = Session(one_log([1, 2, 3], [4]))
+    plan = session._plan(planner.discover(session.logs, (), None, RULES), 10)
+    assert plan is not None
+    assert planner.holds(session.logs, plan)
+    session.logs.logs["log"].slots[0][1] = None
+    assert not planner.holds(session.logs, plan)
 
 
 def test_the_last_epoch_closes_though_the_last_slice_was_full_before_all_was_seen() -> None:

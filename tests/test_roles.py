@@ -2,6 +2,7 @@
 
 import copy
 import json
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -102,6 +103,46 @@ TURNS = st.lists(
 @given(TURNS)
 def test_any_conversation(tokenizer: Any, messages: list[Message]) -> None:
     assert_same(tokenizer, messages)
+
+
+MANY = ["user", "assistant", "tool", "assistant"] * 700
+
+
+def test_thousands_of_turns_take_seconds(tokenizer: Any) -> None:
+    messages = [Message(role, f"turn {count}") for count, role in enumerate(MANY)]
+    started = time.perf_counter()
+    assert_same(tokenizer, messages)
+    assert time.perf_counter() - started < 30, "rendered before each turn anew, it would be 30 more"
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        CHATML,
+        # Both sides must take turns, as in Mistral's.
+        "{% for m in messages %}{% if (m.role == 'user') != (loop.index0 % 2 == 0) %}"
+        "{{ raise_exception('take turns') }}{% endif %}[{{ m.role }}]{{ m.content }}{% endfor %}",
+        # The end mark stands before the next message, and the last has none.
+        "{% for m in messages %}{% if not loop.first %}</s>{% endif %}{{ m.role }}: {{ m.content }}"
+        "{% endfor %}",
+    ],
+)
+def test_many_turns_are_what_few_are(
+    with_template: Any, template: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokenizer = with_template(template)
+    messages = [Message(("user", "assistant")[n % 2], f"{n} " * (n % 7)) for n in range(60)]
+    whole = one(tokenizer, messages)
+    monkeypatch.setattr("transforms.model.roles.RENDERED_WHOLE", 5)
+    found = one(tokenizer, messages)
+    np.testing.assert_array_equal(found.ids, whole.ids)
+    np.testing.assert_array_equal(found.roles, whole.roles)
+
+
+def test_many_turns_of_a_template_that_counts_them(with_template: Any) -> None:
+    counting = with_template("{% for m in messages %}{{ loop.index }}{{ m.content }}{% endfor %}")
+    with pytest.raises(TemplateError, match="turn 101 differently in context"):
+        one(counting, [Message("user", "x")] * 200)
 
 
 def test_every_first_speaker(tokenizer: Any) -> None:

@@ -164,6 +164,30 @@ def test_a_log_that_cannot_be_opened(
     assert "log.jsonl (Permission denied)" in message
 
 
+@pytest.mark.parametrize("option", ["alerts", "dead-letters"])
+def test_an_output_that_is_an_input_would_feed_itself(
+    option: str, watch: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    message = refused({**watch, option: watch["input"].replace("127.0.0.1", "localhost")}, capsys)
+    assert f"/{LOGGED} is an --input too" in message
+    log = tmp_path / "log.jsonl"
+    log.write_text("{}\n")
+    written = str(tmp_path / "." / "log.jsonl")
+    assert "is an --input too" in refused(
+        {**watch, "input": str(log), option: written}, capsys, "audit"
+    )
+
+
+def test_a_log_that_is_named_twice(
+    watch: dict[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    parts = ["--input", f"{watch['input']}?start=0&end=5", f"{watch['input']}?start=7&end=9"]
+    options = [f"--{name}={value}" for name, value in watch.items() if name != "input"]
+    capsys.readouterr()
+    assert main(["audit", *options, *parts]) == 2
+    assert "are the same log; give one" in capsys.readouterr().err
+
+
 def test_a_state_directory_has_one_process(
     watch: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

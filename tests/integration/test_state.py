@@ -3,23 +3,32 @@
 import json
 import shutil
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import outcome
 import pyarrow.dataset as ds
 import pytest
-from cheap_job import cheap_job
+from cheap_job import SETTINGS, cheap_job
+from kafka import KafkaProducer
 
+from pipeline import publish
+from pipeline.demo.broker import Broker
 from pipeline.job import Job
 from pipeline.slices import Slices
 from pipeline.state import State
 from pipeline.status import Status
+from schemas.commit import FORMAT, Commit
 from schemas.errors import ConfigurationError
 from transforms.logs.times import EventTime
+from transforms.ranges.policies import make_policy
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 CONVERSATIONS, BROKEN = 24, 1
+GOOD = b'{"messages": [{"role": "user", "content": "Hello"}]}'
 
 
 @pytest.fixture(params=["state_1", "state_2"])
@@ -53,7 +62,8 @@ def test_a_state_of_a_former_format_is_gone_on_with(each_old: Path, base_model: 
     assert rows(went_on) == rows(anew)
     assert len(rows(anew)) == CONVERSATIONS
     assert went_on.commit.total_ledger == anew.commit.total_ledger
-    assert went_on.commit.models == anew.commit.models
+    known = {name: replace(held, base_hash="") for name, held in anew.commit.models.items()}
+    assert went_on.commit.models == known, "all but what a former format did not say"
     assert went_on.commit.reasons == {"bad_json": BROKEN}
     assert not list((old / "state/pending").iterdir())
 
@@ -63,7 +73,9 @@ def rows(found: outcome.Outcome) -> list[outcome.Row]:
     return [{**row, "ranges_hash": None} for row in found.rows("conversations")]
 
 
-@pytest.mark.parametrize(("change", "words"), [({"format": 4}, "format 4"), ({"more": 1}, "more")])
+@pytest.mark.parametrize(
+    ("change", "words"), [({"format": FORMAT + 1}, f"newer than {FORMAT}"), ({"more": 1}, "more")]
+)
 def test_a_commit_of_a_later_version_is_refused_in_one_line(
     old: Path, base_model: Path, change: dict[str, int], words: str
 ) -> None:
@@ -72,6 +84,91 @@ def test_a_commit_of_a_later_version_is_refused_in_one_line(
     with pytest.raises(ConfigurationError, match=words) as caught:
         Slices(job(base_model, "out"), State(old / "state"))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"inputs": ("other.jsonl",)}, r"has begun to read file://log\.jsonl.* as --input again"),
+        ({"epoch_ms": 7_000}, "numbers its epochs by --epoch 60s; give that length"),
+        ({"max_tokens": 90}, "has ranges of 160 tokens; give --max-tokens 160"),
+    ],
+)
+def test_what_cannot_be_gone_on_with_is_refused_in_one_line(
+    old: Path, base_model: Path, change: dict[str, Any], words: str
+) -> None:
+    before = replace(job(base_model, "out"), epoch_ms=60_000)
+    shutil.copy("log.jsonl", "other.jsonl")
+    state = State(old / "new-state")
+    Slices(before, state).step()
+    with pytest.raises(ConfigurationError, match=words) as caught:
+        Slices(replace(before, **change), state)
+    assert "\n" not in str(caught.value)
+    Slices(replace(before, inputs=(*before.inputs, "other.jsonl")), state)
+    state.close()
+
+
+def test_ranges_that_would_not_be_used_are_refused(old: Path, base_model: Path) -> None:
+    before = job(base_model, "out")
+    state = State(old / "new-state")
+    slices = Slices(before, state)
+    while slices.step():
+        pass
+    learned = replace(before.models[0], base_ranges=slices.ranges()[before.models[0].name])
+    with pytest.raises(ConfigurationError, match="began without these --ranges for a-model"):
+        Slices(replace(before, models=(learned,)), state)
+    state.close()
+    given = State(old / "another-state")
+    Slices(replace(before, models=(learned,)), given).step()
+    Slices(before, given)
+    given.close()
+
+
+def test_archiving_gone_on_with_under_other_options_shows_every_row_once(
+    old: Path, base_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process dies when an epoch's files are in the archive, before the pending ones are gone."""
+    before = job(base_model, "out")
+    state, kept = State(old / "new-state"), old / "kept"
+
+    def finish(job: Job, state: State, commit: Commit) -> None:
+        shutil.copytree(state.root / "pending", kept, dirs_exist_ok=True)
+        publish.finish_epochs(job, state, commit)
+
+    with monkeypatch.context() as patched:
+        patched.setattr("pipeline.slices.publish", SimpleNamespace(finish_epochs=finish))
+        slices = Slices(before, state)
+        while not slices.commit.to_archive:
+            slices.step()
+    once = outcome.Outcome(before, slices.commit, slices.ranges()).rows("conversations")
+    shutil.copytree(kept, old / "new-state/pending", dirs_exist_ok=True)
+    other = replace(before, policy=make_policy("range", SETTINGS))
+    again = Slices(other, state)
+    assert outcome.Outcome(other, again.commit, again.ranges()).rows("conversations") == once
+    assert once
+    state.close()
+
+
+def test_a_topic_is_begun_once_where_only_its_latest_records_are_asked_for(
+    broker: Broker, base_model: Path, tmp_path: Path
+) -> None:
+    broker.create_topic("begun-at-its-end")
+    log = f"kafka://{broker.bootstrap}/begun-at-its-end"
+    watch = cheap_job(base_model, (f"{log}?start=latest",), tmp_path)
+
+    def produce(count: int) -> None:
+        with closing(KafkaProducer(bootstrap_servers=broker.bootstrap)) as producer:
+            for _ in range(count):
+                producer.send("begun-at-its-end", GOOD)
+
+    produce(3)
+    state = State(tmp_path / "state")
+    assert Slices(watch, state).step() is None
+    produce(5)
+    commit = Slices(watch, state).step()
+    assert commit is not None
+    assert commit.total_ledger.seen == 5
+    state.close()
 
 
 def test_the_model_of_a_former_format_is_not_taken_for_one_of_several(

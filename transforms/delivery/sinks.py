@@ -68,8 +68,11 @@ def open_sink(uri: str, properties: ClientProperties = NOT_SECURED) -> Sink:
     return _JsonlSink(parsed)
 
 
-def check_sink(uri: str, properties: ClientProperties = NOT_SECURED) -> None:
+def check_sink(uri: str, properties: ClientProperties = NOT_SECURED) -> str:
     """Find out before a run whether a sink can be written to; takes at most 10 s.
+
+    Returns:
+      What it is, however it was named: `kafka://CLUSTER_ID/TOPIC`, or the file's path.
 
     Raises:
       ConfigurationError: malformed URI, no broker, no topic that this user can write to,
@@ -77,9 +80,9 @@ def check_sink(uri: str, properties: ClientProperties = NOT_SECURED) -> None:
     """
     parsed = _parse(uri)
     if isinstance(parsed, KafkaUri):
-        check_topic(parsed, properties, "WRITE")
-    else:
-        _check_file(parsed)
+        return f"kafka://{check_topic(parsed, properties, 'WRITE')}/{parsed.topic}"
+    _check_file(parsed)
+    return str(parsed.resolve())
 
 
 def _parse(uri: str) -> KafkaUri | Path:

@@ -1,10 +1,10 @@
 """From the bytes of a log entry to a conversation. A new log shape: one file and one line here."""
 
-import json
 from typing import Any
 
 from schemas.reasons import Reason
 from schemas.records import Conversation, Message
+from transforms import json_text
 from transforms.formats import openai_chat, sharegpt
 from transforms.formats.base import DecodeError, Format, clean, kind
 
@@ -17,6 +17,8 @@ FORMATS: tuple[Format, ...] = (
 """Asked in this order; the first that recognises a record reads it."""
 
 _ID_KEYS = ("id", "conversation_id")
+_MAX_ID_CHARACTERS = 512
+"""An alert repeats the id, and must fit into a Kafka message whatever was logged."""
 
 
 def parse(value: bytes) -> Conversation:
@@ -37,29 +39,20 @@ def parse(value: bytes) -> Conversation:
 def _load(value: bytes) -> Any:
     try:
         # Writers on Windows begin with a byte order mark, which JSON itself does not know.
-        return json.loads(value.decode("utf-8-sig"))
+        return json_text.load(value.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
         detail = f"byte {error.start} is not UTF-8: {error.reason}"
         raise DecodeError(Reason.BAD_ENCODING, detail) from error
-    except RecursionError as error:
-        raise DecodeError(Reason.BAD_JSON, "nested too deeply") from error
-    except ValueError as error:  # JSONDecodeError, and integers beyond Python's digit limit
+    except ValueError as error:
         raise DecodeError(Reason.BAD_JSON, str(error)) from error
 
 
 def _read(record: dict[str, Any]) -> list[Message]:
     for candidate in FORMATS:
         if candidate.recognises(record):
-            return _read_as(candidate, record)
+            return candidate.read(record)
     keys = ", ".join(ascii(key)[:40] for key in list(record)[:8])
     raise DecodeError(Reason.UNKNOWN_FORMAT, f"no format knows an object with keys: {keys}")
-
-
-def _read_as(candidate: Format, record: dict[str, Any]) -> list[Message]:
-    try:
-        return candidate.read(record)
-    except RecursionError as error:  # a tool call nested almost as deep as the parser allows
-        raise DecodeError(Reason.BAD_MESSAGES, "nested too deeply") from error
 
 
 def _model(record: dict[str, Any]) -> str | None:
@@ -69,9 +62,10 @@ def _model(record: dict[str, Any]) -> str | None:
 
 
 def _identify(record: dict[str, Any]) -> str | None:
-    """The record's own id; other types than string and integer are no ids."""
+    """The record's own id; other types than string and integer are no ids, nor are long texts."""
     for key in _ID_KEYS:
         value = record.get(key)
-        if isinstance(value, str | int) and not isinstance(value, bool) and value != "":
-            return clean(str(value))
+        if isinstance(value, str | int) and not isinstance(value, bool):
+            text = clean(str(value))
+            return text if 0 < len(text) <= _MAX_ID_CHARACTERS else None
     return None

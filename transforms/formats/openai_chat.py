@@ -46,9 +46,11 @@ def _read(record: Mapping[str, Any]) -> list[Message]:
 
 
 def _answer(choices: Any) -> list[Message]:
-    """The first choice; a logged request without an answer has none."""
+    """The choice; a logged request without an answer has none."""
     if choices is None or choices == []:
         return []
+    if isinstance(choices, list) and len(choices) > 1:
+        raise bad_message("choices", f"has {len(choices)} answers; log a record for each")
     first = choices[0] if isinstance(choices, list) else None
     choice = first if isinstance(first, dict) else {}
     message = choice.get("message")

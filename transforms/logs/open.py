@@ -35,9 +35,25 @@ class Logs:
     """All partitions of a job's inputs."""
 
     def __init__(self, inputs: Iterable[str], properties: ClientProperties = NOT_SECURED) -> None:
-        """Open them; raises ConfigurationError like `open_logs`."""
-        logs = (log for text in inputs for log in open_logs(text, properties))
-        self._by_source = {log.source: log for log in logs}
+        """Open them; raises ConfigurationError like `open_logs`, and where two are the same."""
+        self._by_source: dict[str, Log] = {}
+        for log in (log for text in inputs for log in open_logs(text, properties)):
+            other = self._by_source.setdefault(log.source, log)
+            if other is not log:
+                raise ConfigurationError(f"{other.uri} and {log.uri} are the same log; give one")
+
+    @property
+    def sources(self) -> frozenset[str]:
+        """Names of the logs."""
+        return frozenset(self._by_source)
+
+    @property
+    def places(self) -> frozenset[str]:
+        """What is read, however it was named: `kafka://CLUSTER_ID/TOPIC`, or a file's path."""
+        return frozenset(
+            log.source if log.timestamped else str(Path(log.uri).resolve())
+            for log in self._by_source.values()
+        )
 
     def log(self, partition: PartitionId) -> Log:
         """The log a partition belongs to."""

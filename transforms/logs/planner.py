@@ -8,9 +8,9 @@ what the logs hold.
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import groupby
+from itertools import chain, groupby
 
-from schemas.errors import RunFailedError
+from schemas.errors import ConfigurationError, RunFailedError
 from schemas.plan import Gap, PartitionId, PartitionProgress, PartitionSlice, Plan
 from transforms.logs.entries import Entry
 from transforms.logs.open import Logs
@@ -70,6 +70,16 @@ class _Peek:
             return _NEVER
         return -_NEVER if self.clock.epoch is None else max(self.clock.epoch, self.floor)
 
+    def begin(self, closed: int | None, epoch_ms: int) -> None:
+        """Let what is read now be of the open epoch at least.
+
+        Otherwise so only where a log had been read to its end, which closes all epochs, and grew.
+        """
+        opened = 0 if closed is None else (closed + 1) * epoch_ms
+        if self.clock.running_max is not None and self.clock.running_max < opened:
+            self.clock.running_max = opened
+            self.progress = replace(self.progress, running_max=opened)
+
 
 def discover(
     logs: Logs,
@@ -82,8 +92,9 @@ def discover(
     At the very first look partitions begin where their URI says; one that is added later begins
     with its first record, in the epoch that is open then. While it is empty it counts as silent.
     """
-    progress = {each.id: each for each in known}
     opened = None if closed_epoch is None else (closed_epoch + 1) * rules.epoch_ms
+    # Under their present addresses: brokers and files may have moved.
+    progress = {each.id: replace(each, uri=logs.log(each.id).uri) for each in known}
     for partition in logs.partitions():
         if partition not in progress:
             log = logs.log(partition)
@@ -96,6 +107,14 @@ def discover(
 def readable(logs: Logs, begun: Plan) -> bool:
     """Whether the logs still keep everything that a plan reads."""
     return all(logs.earliest(part.id) <= part.start for part in begun.partitions)
+
+
+def holds(logs: Logs, begun: Plan) -> bool:
+    """Whether the logs still have every record of a plan: compaction takes single ones away."""
+    read = (
+        logs.log(part.id).read(part.id.partition, part.start, part.end) for part in begun.partitions
+    )
+    return sum(1 for entries in read for _ in entries) == begun.records
 
 
 def plan(
@@ -124,6 +143,7 @@ def plan(
     Raises:
       LogError: a log cannot be read on, for now.
       RunFailedError: a log ends before what was read of it.
+      ConfigurationError: a log without times has grown after its one epoch was closed.
     """
     # A clock that is set back must not disbelieve what an earlier plan believed.
     clock_ms = max(clock_ms, *(each.last_new_ms for each in progress), 0)
@@ -172,7 +192,6 @@ def _peek_all(
 ) -> list[_Peek]:
     """Look into partitions in order, until records of the open epoch alone fill the slice."""
     opened = -_NEVER if closed is None else closed + 1
-    window = _NEVER if closed is None else closed + MAX_EPOCHS
     peeks, ready = [], 0
     for each in progress:
         peek = _closed_peek(logs, each, rules, clock_ms)
@@ -180,7 +199,7 @@ def _peek_all(
             # Nothing of it would be chosen; all it has left belongs to the open epoch or later.
             peek.exhausted, peek.floor = False, opened
         else:
-            _look(peek, logs, rules, records, window, clock_ms)
+            _look(peek, logs, rules, records, closed, clock_ms)
             ready += sum(candidate.epoch <= opened for candidate in peek.candidates)
         peeks.append(peek)
     return peeks
@@ -193,7 +212,7 @@ def _closed_peek(logs: Logs, progress: PartitionProgress, rules: Rules, clock_ms
 
 
 def _look(
-    peek: _Peek, logs: Logs, rules: Rules, records: int, window: float, clock_ms: int
+    peek: _Peek, logs: Logs, rules: Rules, records: int, closed: int | None, clock_ms: int
 ) -> None:
     progress = peek.progress
     log, end = logs.log(progress.id), logs.end(progress.id)
@@ -204,9 +223,12 @@ def _look(
         )
     if end > progress.offset:
         entries = log.read(progress.id.partition, progress.offset, end)
-        peek.exhausted = _fill(peek, entries, records, rules.bytes, window)
-    if peek.candidates:  # holes, such as transaction markers, are no news
-        peek.progress = replace(progress, last_new_ms=clock_ms)
+        first = next(entries, None)
+        if first is not None:  # holes, such as transaction markers, are no news
+            peek.begin(closed, rules.epoch_ms)
+            peek.progress = replace(peek.progress, last_new_ms=clock_ms)
+            window = _NEVER if closed is None else closed + MAX_EPOCHS
+            peek.exhausted = _fill(peek, chain([first], entries), records, rules.bytes, window)
     peek.finished = log.bounded and peek.exhausted
 
 
@@ -255,6 +277,11 @@ def _choose(
     ahead = [candidate for peek in peeks for candidate in peek.candidates]
     ahead.sort(key=lambda candidate: (candidate.epoch, candidate.partition, candidate.offset))
     first = closed + 1 if closed is not None else _first_epoch(ahead)
+    if any(-_NEVER < candidate.epoch < first for candidate in ahead[:1]):
+        raise ConfigurationError(
+            f"{ahead[0].partition.source} has more than when it had been read to its end; give "
+            f"another --state"
+        )
     last = min(barrier, first + MAX_EPOCHS - 1)
     size, count = 0, 0
     for candidate in ahead:

@@ -5,10 +5,10 @@ partition): monotone and a function of the partition alone, so an epoch is one c
 of offsets, whatever the order in which partitions are read.
 """
 
-import json
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
+from transforms import json_text
 from transforms.logs.entries import Entry
 
 _MILLISECOND = timedelta(milliseconds=1)
@@ -116,8 +116,8 @@ def clock_for(
 
 def _payload_field(value: bytes | None, path: str) -> object:
     try:
-        found: object = json.loads(value or b"")
-    except (ValueError, RecursionError):
+        found: object = json_text.load(value or b"")
+    except ValueError:
         raise UndatedError("it is not JSON that could hold a time") from None
     for name in path.split("."):
         if not isinstance(found, dict) or name not in found:

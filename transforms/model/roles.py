@@ -19,6 +19,10 @@ from schemas.records import Int32s, Message, Role
 # What a template's expressions may raise besides jinja2's own errors, on values it did not expect.
 _TEMPLATE_FAULTS = (jinja2.TemplateError, TypeError, ValueError, LookupError)
 
+RENDERED_WHOLE = 100
+"""Up to so many turns all that stands before a turn is rendered to find its end; beyond, the time
+for that would grow with the square of the turns, and a record of a megabyte could take minutes."""
+
 _T = TypeVar("_T")
 _Encoded = tuple[list[int], list[tuple[int, int]]]
 """Token ids, and of each token the first character and the one after its last."""
@@ -137,15 +141,50 @@ def _ends(
     Stops at the first end beyond the character `reached`: a cut conversation of thousands of
     turns would otherwise be rendered thousands of times.
     """
-    ends = [(len(_own_front(tokenizer, messages[0])), Role.USER)]
+    ends, end = [(len(_own_front(tokenizer, messages[0])), Role.USER)], 0
     for count, message in enumerate(messages, 1):
-        prefix = text if count == len(messages) else _render(tokenizer, messages[:count])
-        if not text.startswith(prefix) or len(prefix) < ends[-1][0]:
-            raise TemplateError(f"the chat template renders turn {count} differently in context")
-        ends.append((len(prefix), _side(message)))
-        if len(prefix) > reached:
+        end = _end(tokenizer, messages, text, count, end)
+        if end < ends[-1][0]:
+            raise _unlike(count)
+        ends.append((end, _side(message)))
+        if end > reached:
             break
     return ends
+
+
+def _end(tokenizer: Any, messages: Sequence[Message], text: str, count: int, before: int) -> int:
+    """Where the first `count` messages end in `text`, if those before the last end at `before`."""
+    if count == len(messages):
+        return len(text)
+    if count > RENDERED_WHOLE:
+        return before + len(_piece(tokenizer, messages, text, count, before))
+    prefix = _render(tokenizer, messages[:count])
+    if not text.startswith(prefix):
+        raise _unlike(count)
+    return len(prefix)
+
+
+def _piece(tokenizer: Any, messages: Sequence[Message], text: str, count: int, start: int) -> str:
+    """What the template makes of message number `count`, found at `start` of `text`.
+
+    It is rendered behind a few placeholders with the roles that the template may ask for: those of
+    the first turns and of the one before. Pieces that fit together to the whole text, one behind
+    the other, are what the messages became.
+    """
+    roles = [message.role for message in messages[: count - 1]]
+    for first in range(1, 4):
+        placeholders = [Message(role, "?") for role in (*roles[:first], roles[-1])]
+        with suppress(TemplateError):
+            before = _render(tokenizer, placeholders)
+            after = _render(tokenizer, [*placeholders, messages[count - 1]])
+            piece = after.removeprefix(before)
+            if len(piece) < len(after) and text.startswith(piece, start):
+                return piece
+    raise _unlike(count)
+
+
+def _unlike(count: int) -> TemplateError:
+    return TemplateError(f"the chat template renders turn {count} differently in context")
 
 
 def _side(message: Message) -> Role:
