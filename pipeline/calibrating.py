@@ -27,6 +27,9 @@ from transforms.ranges.snapshots import save_snapshot
 NEVER = 2**31 - 1
 """More conversations than a calibration will have: nothing is judged while it runs."""
 
+ONLY_EPOCH = 0
+"""Everything is of it; it closes when the log has been read."""
+
 
 def calibrate(known: argparse.Namespace, beam_arguments: Sequence[str]) -> Ranges:
     """Score a log of normal traffic, keep its vectors in OUT/vectors, write ranges to OUT.
@@ -59,7 +62,8 @@ def _scored(job: Job, state: State, patience_s: float) -> Commit:
             f"{state.root} holds a calibration that was begun with other options; finish it with "
             f"those, or remove that folder"
         )
-    if begun is not None and begun.closed_epoch is not None:
+    closed = None if begun is None else begun.closed_epoch
+    if closed is not None and closed >= ONLY_EPOCH:
         return Slices(job, state).commit
     loop = Follow(False, patience_s)
     loop.stop_on_signals()
