@@ -41,8 +41,8 @@ demo: setup ## Monitor a real LLM on a real Kafka topic with planted backdoor co
 demo-ranges: setup ## Make the ranges snapshot again that the demo starts from
 	@$(BIN)/deltawatch demo --make-ranges
 
-test: setup ## Run all tests, on a real Kafka broker and a real LLM
-	@$(BIN)/python -m pytest
+test: setup ## Run all tests, on a real Kafka broker and a real LLM, in two processes
+	@$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 faults: setup ## Kill jobs, brokers and disks and compare what is left (half an hour)
 	@$(WITH_TESTS) unshare --map-root-user --mount \

@@ -1,12 +1,13 @@
 """What scoring costs beside the model itself: `python bench/scoring.py --data FOLDER`.
 
 The same batches go through the scorer and through the bare trunk, one after the other, so that
-whatever else the machine does hits both. With `--data`: SmolLM2 with the shipped adapter on real
-conversations (`sharegpt_sample.jsonl.gz` in FOLDER), also compared with one conversation per
-forward pass of the whole model that returns logits and all hidden states, and a look at one
-direction after the other, as the method's reference code does. With `--shape 8b --lengths CSV`: a
-random model of Llama 3.1 8B's shape, made on the device, with conversations as long as those of a
-trace. Prints a table and, as its last line, one JSON object.
+whatever else the machine does hits both. They are some of those that a job would form of a slice
+of the log, evenly spread from the shortest conversations to the longest. With `--data`: SmolLM2
+with the shipped adapter on real conversations (`sharegpt_sample.jsonl.gz` in FOLDER), also
+compared with one conversation per forward pass of the whole model that returns logits and all
+hidden states, and a look at one direction after the other, as the method's reference code does.
+With `--shape 8b --lengths CSV`: a random model of Llama 3.1 8B's shape, made on the device, with
+conversations as long as those of a trace. Prints a table and, as its last line, one JSON object.
 """
 
 import argparse
@@ -58,7 +59,7 @@ class Bench:
     Attributes:
       trunk: the model up to its last monitored layer.
       directions: of every layer.
-      rows: conversations that are timed, as token ids and roles.
+      timed: batches of conversations, as token ids and roles.
       lengths: of all conversations of the log, in its order; for the share of padding.
       batch_tokens: as `--batch-tokens`.
       reference: scores a batch the other way; None: not compared.
@@ -66,7 +67,7 @@ class Bench:
 
     trunk: nn.Module
     directions: Directions
-    rows: Rows
+    timed: list[Rows]
     lengths: list[int]
     batch_tokens: int
     reference: Reference | None = None
@@ -76,12 +77,6 @@ class Bench:
         """Where the model is."""
         return next(self.trunk.parameters()).device
 
-    def batched(self) -> list[Rows]:
-        """The timed conversations in the batches a job would form."""
-        lengths = [len(ids) for ids, _ in self.rows]
-        found = batches(lengths, self.batch_tokens, MAX_BATCH_ROWS)
-        return [[self.rows[index] for index in batch] for batch in found]
-
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run everything and print what came out."""
@@ -89,7 +84,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--data", type=Path, help="folder of sharegpt_sample.jsonl.gz")
     parser.add_argument("--shape", choices=list(shapes.SHAPES), help="a random model instead")
     parser.add_argument("--lengths", type=Path, help="CSV of a trace, for --shape")
-    parser.add_argument("--records", type=int, default=12, help="timed (12)")
+    parser.add_argument("--batches", type=int, default=6, help="timed (6)")
     parser.add_argument("--max-tokens", type=int, default=1024, help="of a conversation (1024)")
     parser.add_argument("--batch-tokens", type=int, default=4096)
     parser.add_argument("--pairs", type=int, default=7)
@@ -116,20 +111,31 @@ def measure(bench: Bench, pairs: int) -> Figures:
     }
     if bench.reference is not None:
         ways["reference"] = bench.reference
-    batched = bench.batched()
-    _seconds(ways, batched[:WARMED], bench.device)
+    _seconds(ways, bench.timed[:WARMED], bench.device)
     runs = []
     for _ in range(pairs):
         ways = dict(reversed(ways.items()))  # what runs first finds other caches
-        runs.append(_seconds(ways, batched, bench.device))
-    tokens = sum(len(ids) for rows in batched for ids, _ in rows)
-    figures: Figures = {"device": _name(bench.device), "tokens": tokens, "batches": len(batched)}
+        runs.append(_seconds(ways, bench.timed, bench.device))
+    tokens = sum(len(ids) for rows in bench.timed for ids, _ in rows)
+    figures: Figures = {
+        "device": _name(bench.device),
+        "tokens": tokens,
+        "batches": len(bench.timed),
+    }
     figures["tokens_per_s"] = round(tokens / statistics.median(run["scorer"] for run in runs))
     for way in ways.keys() - {"scorer"}:
         ratios = [run[way] / run["scorer"] for run in runs]
         figures[f"ratio_to_{way}"] = round(statistics.median(ratios), 4)
         figures[f"ratio_to_{way}_lowest"] = round(min(ratios), 4)
     return figures | {"padding": _padding(bench), "peak_mb": _peak_mb(bench.device)}
+
+
+def spread(rows: Rows, batch_tokens: int, count: int) -> list[Rows]:
+    """Batches of the rows' first slice: as many as asked for, evenly spread, or all."""
+    first = rows[:SLICE_RECORDS]
+    found = list(batches([len(ids) for ids, _ in first], batch_tokens, MAX_BATCH_ROWS))
+    places = (np.arange(min(count, len(found))) + 0.5) * max(len(found) / count, 1)
+    return [[first[index] for index in found[int(place)]] for place in places]
 
 
 def _seconds(
@@ -192,7 +198,8 @@ def _of_smollm2(known: argparse.Namespace) -> Bench:
     trunk = load_trunk(base, ADAPTER, found.last_layer, known.device, known.dtype)
     log = _conversations(known.data, base, min(known.max_tokens, context(base)))
     lengths = [len(ids) for ids, _ in log]
-    bench = Bench(trunk, found, log[: known.records], lengths, known.batch_tokens)
+    timed = spread(log, known.batch_tokens, known.batches)
+    bench = Bench(trunk, found, timed, lengths, known.batch_tokens)
     dtype = next(trunk.parameters()).dtype
     return replace(bench, reference=_one_by_one(base, found, bench.device, dtype))
 
@@ -255,14 +262,15 @@ def _of_shape(known: argparse.Namespace) -> Bench:
     device, dtype = placement(known.device, known.dtype)
     trunk = shapes.trunk(known.shape, device, dtype)
     sides = shapes.sides(known.lengths)
-    rows = shapes.conversations(known.shape, sides[: known.records])
+    rows = shapes.conversations(known.shape, sides[:SLICE_RECORDS])
+    timed = spread(rows, known.batch_tokens, known.batches)
     found = shapes.directions(known.shape, PER_MATRIX)
-    return Bench(trunk, found, rows, list(map(sum, sides)), known.batch_tokens)
+    return Bench(trunk, found, timed, list(map(sum, sides)), known.batch_tokens)
 
 
 def _use_of_device(bench: Bench, tokens_per_s: float) -> Figures:
     """Which share of the device's own rate of matrix products the scorer reaches."""
-    lengths = [len(ids) for ids, _ in bench.rows]
+    lengths = [len(ids) for rows in bench.timed for ids, _ in rows]
     rate = _matmul_rate(bench.device, next(bench.trunk.parameters()).dtype)
     reached = shapes.flop(bench.trunk, lengths) / sum(lengths) * tokens_per_s
     return {"matmul_tflops": round(rate / 1e12, 3), "share_of_matmul": round(reached / rate, 4)}

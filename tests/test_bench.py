@@ -29,15 +29,24 @@ def trace(tmp_path: Path) -> Path:
 
 
 def test_a_shape_is_measured(trace: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    options = ["--shape=tiny", f"--lengths={trace}", "--records=3", "--pairs=2"]
+    options = ["--shape=tiny", f"--lengths={trace}", "--batches=9", "--pairs=2"]
     scorer.main([*options, "--device=cpu", "--dtype=float32", "--batch-tokens=90"])
     figures = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert figures["tokens"] == 41 + 30 + 90
-    assert figures["batches"] == 2
+    assert figures["tokens"] == 41 + 30 + 90 + 2
+    assert figures["batches"] == 3
     # Of all four, shortest first: 2 with 30, then 41, then 90.
     assert figures["padding"] == pytest.approx(1 - 163 / (60 + 41 + 90), abs=1e-4)
     assert 0 < figures["ratio_to_trunk"] < 2
     assert figures["share_of_matmul"] > 0
+
+
+def test_timed_batches_are_spread_over_those_of_a_slice() -> None:
+    rows = [(np.zeros(length, np.int32), np.zeros(length, np.int8)) for length in range(1, 13)]
+    every = [3, 5, 6, 7, 8, 9, 10, 11, 12]  # their longest
+    for count, expected in ((1, [8]), (2, [6, 10]), (3, [5, 8, 11]), (99, every)):
+        timed = scorer.spread(rows, 12, count)
+        assert [max(len(ids) for ids, _ in batch) for batch in timed] == expected
+    assert sum(len(batch) for batch in timed) == len(rows)
 
 
 def test_the_conversations_of_a_trace(trace: Path) -> None:

@@ -28,8 +28,9 @@ def test_no_object_of_a_slice_stays(
     slices = Slices(job, state)
     counted = [_objects_after(slices) for _ in range(3 * SLICES)][SLICES:]  # caches fill at first
     state.close()
-    # Beam's map of shared objects alone would add six a slice; caches still fill a little.
-    assert counted[-1] - counted[0] < 3 * len(counted)
+    # Beam's map of shared objects alone would add six a slice; caches still fill a little, and now
+    # and then something else in the process holds some for a moment.
+    assert min(counted[SLICES:]) - min(counted[:SLICES]) < 3 * SLICES
 
 
 def _objects_after(slices: Slices) -> int:
