@@ -67,15 +67,17 @@ def directions(shape: str, per_matrix: int) -> Directions:
     return Directions(vectors, entries, manifest)
 
 
-def sides(trace: Path) -> list[tuple[int, int]]:
+def sides(trace: Path, most: int) -> list[tuple[int, int]]:
     """Tokens of user and assistant, of every conversation of a trace.
 
     Args:
       trace: CSV with columns ContextTokens (the user's) and GeneratedTokens (the assistant's).
+      most: tokens of a conversation, which is cut there.
     """
     with trace.open() as file:
         rows = csv.DictReader(file)
-        return [(int(row["ContextTokens"]), int(row["GeneratedTokens"])) for row in rows]
+        found = [(int(row["ContextTokens"]), int(row["GeneratedTokens"])) for row in rows]
+    return [(min(user, most), min(answer, max(most - user, 0))) for user, answer in found]
 
 
 def conversations(shape: str, sizes: list[tuple[int, int]]) -> Rows:

@@ -34,6 +34,7 @@ from pipeline.state import State
 from schemas.records import Cosines, Int32s
 from transforms.logs.times import EventTime
 from transforms.model import directions as artefacts
+from transforms.model import loading
 from transforms.model.directions import Directions
 from transforms.model.engine import Engine, ScoresBatches, TrunkEngine
 from transforms.model.loading import load_tokenizer
@@ -119,6 +120,11 @@ class BenchEngine:
     def tokenizer(self) -> Any:
         """The real one."""
         return _tokenizer(self.base)
+
+    @property
+    def vocabulary(self) -> int:
+        """The model's."""
+        return loading.vocabulary(self.base)
 
     def scorer(self) -> Recording:
         """One per process."""

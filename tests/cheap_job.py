@@ -34,6 +34,11 @@ class CheapEngine:
         """The real one, loaded once per process."""
         return _tokenizer(self.base)
 
+    @property
+    def vocabulary(self) -> int:
+        """No embedding, no limit."""
+        return 2**31
+
     def scorer(self) -> CheapScorer:
         """Scores by a hash of the tokens."""
         return CheapScorer(self.directions)

@@ -50,9 +50,9 @@ def test_timed_batches_are_spread_over_those_of_a_slice() -> None:
 
 
 def test_the_conversations_of_a_trace(trace: Path) -> None:
-    rows = shapes.conversations("tiny", shapes.sides(trace))
-    assert [(roles == 0).sum() for _, roles in rows] == [37, 20, 90, 1]
-    assert [(roles == 1).sum() for _, roles in rows] == [4, 10, 0, 1]
+    rows = shapes.conversations("tiny", shapes.sides(trace, 39))
+    assert [(roles == 0).sum() for _, roles in rows] == [37, 20, 39, 1]
+    assert [(roles == 1).sum() for _, roles in rows] == [2, 10, 0, 1]
     assert all(ids.dtype == np.int32 and ids.max() < 1000 for ids, _ in rows)
 
 

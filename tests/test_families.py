@@ -486,11 +486,14 @@ def test_what_an_adapter_brings_whole(
         assert abs(vector @ u) > 0.99999
 
 
+@pytest.mark.parametrize(
+    "name", ["post_attention_layernorm", "model.layers.0.post_feedforward_layernorm", "norm"]
+)
 def test_an_adapter_that_saves_a_norm_in_between_is_refused(
-    bases: Callable[[str], Path], tmp_path: Path
+    name: str, bases: Callable[[str], Path], tmp_path: Path
 ) -> None:
     tuned = train("gemma2", bases("gemma2"), tmp_path / "tuned")
-    saved = {"modules_to_save": ["post_attention_layernorm"]}
+    saved = {"modules_to_save": [name]}
     edit("adapter_config.json", lambda c: c.update(saved))(tuned)
     with pytest.raises(ConfigurationError, match="modules_to_save") as caught:
         compute_directions(bases("gemma2"), tuned)

@@ -150,6 +150,17 @@ def test_every_first_speaker(tokenizer: Any) -> None:
         assert_same(tokenizer, [Message(first, "Hello"), Message("assistant", "Hi")])
 
 
+def test_a_token_that_the_model_does_not_know_is_refused(tokenizer: Any) -> None:
+    messages = [Message("user", "Hello"), Message("assistant", "Good morning")]
+    ids = one(tokenizer, messages).ids
+    most = int(ids.max())
+    (made,) = tokenize(tokenizer, [messages], None, most + 1)
+    np.testing.assert_array_equal(made.ids, ids)
+    (made,) = tokenize(tokenizer, [messages], None, most)
+    assert isinstance(made, TemplateError)
+    assert f"has no token {most}" in str(made)
+
+
 def test_exactly_full_is_not_truncated(tokenizer: Any) -> None:
     messages = [Message("user", "Hello")]
     count = len(one(tokenizer, messages).ids)

@@ -3,6 +3,7 @@
 import json
 import math
 import re
+import shutil
 import threading
 import weakref
 from pathlib import Path
@@ -18,6 +19,7 @@ from hypothesis import strategies as st
 from lapack import largest_component_positive, svd_of_merged_difference
 from peft import PeftModel
 from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForCausalLM
@@ -158,6 +160,34 @@ def test_a_trunk_ends_at_the_last_monitored_layer(
     assert not any("layers.4" in name or "lm_head" in name for name in trunk.state_dict())
     with pytest.raises(ConfigurationError, match="layer 30, the model has 30"):
         load_trunk(base_model, adapter, 30)
+
+
+@pytest.mark.parametrize("where", ["adapter", "merged"])
+def test_in_bfloat16_the_stream_is_that_of_transformers_far_from_the_beginning(
+    where: str, base_model: Path, adapter: Path, merged: Path
+) -> None:
+    """Frequencies of rotary embeddings in bfloat16 would turn late tokens by other angles."""
+    ids = torch.arange(1200)[None] % 900 + 1000
+    tuned = {"adapter": adapter, "merged": merged}[where]
+    trunk = load_trunk(base_model, tuned, 1, "cpu", "bfloat16")
+    plain = AutoModelForCausalLM.from_pretrained(merged, dtype=torch.bfloat16, num_hidden_layers=3)
+    with torch.inference_mode():
+        found = trunk(input_ids=ids, use_cache=False).last_hidden_state
+        expected = plain(input_ids=ids, output_hidden_states=True).hidden_states[2]
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)
+
+
+def test_an_adapter_whose_weights_would_find_no_place_is_refused(
+    base_model: Path, adapter: Path, tmp_path: Path
+) -> None:
+    """Saved from the model without its head, its names lack a part, and PEFT loads nothing."""
+    other = shutil.copytree(adapter, tmp_path / "other")
+    weights = load_file(other / "adapter_model.safetensors")
+    renamed = {name.replace("model.model.", "model.", 1): each for name, each in weights.items()}
+    assert renamed.keys().isdisjoint(weights)
+    save_file(renamed, other / "adapter_model.safetensors")
+    with pytest.raises(ConfigurationError, match="does not belong to this kind of model"):
+        load_trunk(base_model, other, 1)
 
 
 @pytest.mark.parametrize(

@@ -60,7 +60,9 @@ class _TokenizeAhead(beam.DoFn):
         self._batch_tokens = batch_tokens
 
     def setup(self) -> None:
-        self._tokenizers = {name: engine.tokenizer() for name, engine in self._engines.items()}
+        engines = self._engines.items()
+        self._tokenizers = {name: engine.tokenizer() for name, engine in engines}
+        self._vocabularies = {name: engine.vocabulary for name, engine in engines}
 
     def start_bundle(self) -> None:
         self._waiting: list[Decoded] = []
@@ -80,7 +82,8 @@ class _TokenizeAhead(beam.DoFn):
 
     def _tokenized(self, model: str, group: Sequence[Decoded]) -> list[_Outcome]:
         messages = [each.conversation.messages for each in group]
-        made = roles.tokenize(self._tokenizers[model], messages, self._max_tokens)
+        known = self._tokenizers[model], messages, self._max_tokens, self._vocabularies[model]
+        made = roles.tokenize(*known)
         return [_outcome(*pair) for pair in zip(group, made, strict=True)]
 
     def _outputs(self, outcomes: Sequence[_Outcome]) -> Iterator[Any]:

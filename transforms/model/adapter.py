@@ -250,7 +250,8 @@ def _refuse_variants(folder: Path, config: Mapping[str, Any], family: Family) ->
 def _refuse_norms(folder: Path, config: Mapping[str, Any], family: Family) -> None:
     norms = {family.source(kind).norm for kind in KINDS}
     saved = config.get("modules_to_save") or ()
-    if any(name.rpartition(".")[2] in norms for name in saved):
+    # PEFT takes every module whose name ends so.
+    if any(norm and norm.endswith(name.rpartition(".")[2]) for norm in norms for name in saved):
         raise ConfigurationError(
             f"adapter {folder} has modules_to_save={saved!r}: a norm behind what LoRA trains is "
             "trained too; merge it and give the full checkpoint"

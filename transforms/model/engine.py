@@ -49,6 +49,11 @@ class Engine(Protocol):
         """The model's tokenizer, loaded once per process."""
         ...
 
+    @property
+    def vocabulary(self) -> int:
+        """How many tokens the model knows; a tokenizer may have been given more."""
+        ...
+
     def scorer(self) -> ScoresBatches:
         """The model's scorer, loaded once per process."""
         ...
@@ -82,8 +87,16 @@ class TrunkEngine:
     @property
     def context(self) -> int:
         """The most tokens the model can take in."""
-        folder = self.base or folders_of(self.tuned)[0]
-        return loading.context(folder)
+        return loading.context(self._model)
+
+    @property
+    def vocabulary(self) -> int:
+        """How many tokens the model knows."""
+        return loading.vocabulary(self._model)
+
+    @property
+    def _model(self) -> Path:
+        return self.base or folders_of(self.tuned)[0]
 
     def tokenizer(self) -> Any:
         """The tokenizer of the fine-tuned model, or of its base where it has none."""

@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
-from schemas.errors import ConfigurationError
+from schemas.errors import ConfigurationError, RunFailedError
 from transforms.model.adapter import (
     Tuned,
     adapter_files,
@@ -51,7 +51,7 @@ def load_trunk(
     place, kind = placement(device, dtype)
     adapters = adapters_of(tuned)
     model = _merged(base, adapters) if adapters else _from_folder(folders_of(tuned)[0], kind)
-    return _cut(model, last_layer).to(device=place, dtype=kind).eval().requires_grad_(False)
+    return _placed(_cut(model, last_layer), place, kind)
 
 
 def load_shared_trunk(
@@ -84,7 +84,23 @@ def load_shared_trunk(
         _load_adapter(adapted, folder, str(number))
     trunk = _cut(cast(PreTrainedModel, adapted.get_base_model()), last_layer)
     names = [[str(folders.index(folder)) for folder in model] for model in tuned]
-    return trunk.to(device=place, dtype=kind).eval().requires_grad_(False), names
+    return _placed(trunk, place, kind), names
+
+
+def _placed(trunk: nn.Module, device: torch.device, dtype: torch.dtype) -> nn.Module:
+    """The trunk on its device, its weights in a dtype.
+
+    Buffers stay as they are, as transformers has them: the angles of rotary embeddings are made of
+    float32 frequencies, and rounded ones would be off by whole turns after some thousand tokens.
+    """
+    for parameter in trunk.parameters():
+        parameter.data = parameter.data.to(dtype)
+    try:
+        return trunk.to(device=device).eval().requires_grad_(False)
+    except torch.OutOfMemoryError as error:
+        raise RunFailedError(
+            f"the model does not fit into the memory of {device}; see what else is in it"
+        ) from error
 
 
 def tokenizer_folder(base: Path | None, tuned: Tuned) -> Path:
@@ -123,11 +139,19 @@ def context(folder: Path) -> int:
 
     Raises ConfigurationError where its config.json cannot be read.
     """
+    return int(_text_config(folder).max_position_embeddings)
+
+
+def vocabulary(folder: Path) -> int:
+    """How many tokens the model in `folder` has embeddings of. Raises like `context`."""
+    return int(_text_config(folder).vocab_size)
+
+
+def _text_config(folder: Path) -> Any:
     try:
-        config = AutoConfig.from_pretrained(folder, **_LOCAL)
+        return AutoConfig.from_pretrained(folder, **_LOCAL).get_text_config()
     except (OSError, ValueError) as error:
         raise ConfigurationError(f"cannot load model {folder}: {first_line(error)}") from error
-    return int(config.get_text_config().max_position_embeddings)
 
 
 def placement(device: str, dtype: str) -> tuple[torch.device, torch.dtype]:
@@ -173,13 +197,27 @@ def _merged(base: Path | None, adapters: Sequence[Path]) -> PreTrainedModel:
 def _load_adapter(model: PreTrainedModel | PeftModel, adapter: Path, name: str) -> PeftModel:
     """Put an adapter beside the weights of a model, or beside the adapters it has already."""
     adapter_files(adapter)  # safetensors only: PEFT would unpickle an adapter_model.bin
+    options: dict[str, Any] = {"local_files_only": True, "torch_device": "cpu"}
     try:
         if not isinstance(model, PeftModel):
-            return PeftModel.from_pretrained(model, str(adapter), name, local_files_only=True)
-        model.load_adapter(str(adapter), name, local_files_only=True)
+            model = PeftModel.from_pretrained(model, str(adapter), name, **options)
+        # Once more where it is the first: only this says what of the file was put where.
+        loaded = model.load_adapter(str(adapter), name, **options)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise ConfigurationError(f"cannot load adapter {adapter}: {first_line(error)}") from error
+    # Of the missing, those of this adapter: PEFT also takes a layer's number for a name.
+    missing = [key for key in loaded.missing_keys if name in key.rpartition("lora_")[2].split(".")]
+    _require_all_used(adapter, [*missing, *loaded.unexpected_keys])
     return model
+
+
+def _require_all_used(adapter: Path, astray: Sequence[str]) -> None:
+    """PEFT passes over what does not fit; the model without it would be the base."""
+    if astray:
+        raise ConfigurationError(
+            f"adapter {adapter} does not belong to this kind of model: {astray[0]} is on one side "
+            f"only; save it from the causal language model that --base is"
+        )
 
 
 def _from_folder(folder: Path, dtype: torch.dtype) -> PreTrainedModel:

@@ -47,7 +47,10 @@ class Tokens(NamedTuple):
 
 
 def tokenize(
-    tokenizer: Any, conversations: Sequence[Sequence[Message]], max_tokens: int | None
+    tokenizer: Any,
+    conversations: Sequence[Sequence[Message]],
+    max_tokens: int | None,
+    vocabulary: int | None = None,
 ) -> list[Tokens | TemplateError]:
     """Tokenise conversations as their model sees them, without a generation prompt.
 
@@ -58,6 +61,7 @@ def tokenize(
         conversations side by side on all cores.
       conversations: of each its messages, at least one; any may come first.
       max_tokens: most tokens kept of each, from the front; None: all.
+      vocabulary: how many tokens the model knows; None: all of the tokenizer's.
 
     Returns:
       For every conversation its tokens, or why there are none.
@@ -65,7 +69,7 @@ def tokenize(
     rendered = [_or_why_not(_render, tokenizer, messages) for messages in conversations]
     encoded = _encode(tokenizer, [text for text in rendered if isinstance(text, str)])
     return [
-        _or_why_not(_tokens, tokenizer, messages, text, next(encoded), max_tokens)
+        _or_why_not(_tokens, tokenizer, messages, text, next(encoded), max_tokens, vocabulary)
         if isinstance(text, str)
         else text
         for messages, text in zip(conversations, rendered, strict=True)
@@ -99,9 +103,12 @@ def _tokens(
     text: str,
     encoded: _Encoded,
     max_tokens: int | None,
+    vocabulary: int | None,
 ) -> Tokens:
     all_ids, offsets = encoded
     ids = np.array(all_ids[:max_tokens], np.int32)
+    if vocabulary is not None and ids.max(initial=0) >= vocabulary:
+        raise TemplateError(f"the model has no token {ids.max()}, which its tokenizer makes of it")
     starts = _first_characters(offsets[:max_tokens])
     ends = _ends(tokenizer, messages, text, int(starts.max(initial=0)))
     return Tokens(ids, _roles_at(starts, ends), len(ids) < len(all_ids))

@@ -60,6 +60,11 @@ class AdapterEngine:
         """The most tokens the model can take in."""
         return loading.context(self.shared.base)
 
+    @property
+    def vocabulary(self) -> int:
+        """How many tokens the model knows."""
+        return loading.vocabulary(self.shared.base)
+
     def tokenizer(self) -> Any:
         """The tokenizer of the newest of its adapters that has one, or of the base."""
         tuned = self.shared.tuned[self.which]
