@@ -94,6 +94,9 @@ def test_the_real_sample(real_conversations: list[dict[str, Any]]) -> None:
         ({"id": None, "conversation_id": 0}, "0"),
         ({"id": {}}, None),
         ({"id": ""}, None),
+        ({"id": "", "conversation_id": "b"}, "b"),
+        ({"id": "x" * 513, "conversation_id": "b"}, "b"),
+        ({"id": "x" * 512}, "x" * 512),
         ({}, None),
     ],
 )

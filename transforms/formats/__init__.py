@@ -65,7 +65,7 @@ def _identify(record: dict[str, Any]) -> str | None:
     """The record's own id; other types than string and integer are no ids, nor are long texts."""
     for key in _ID_KEYS:
         value = record.get(key)
-        if isinstance(value, str | int) and not isinstance(value, bool):
-            text = clean(str(value))
-            return text if 0 < len(text) <= _MAX_ID_CHARACTERS else None
+        text = str(value) if isinstance(value, str | int) and not isinstance(value, bool) else ""
+        if 0 < len(text) <= _MAX_ID_CHARACTERS:
+            return clean(text)
     return None
