@@ -277,7 +277,7 @@ def _choose(
     ahead = [candidate for peek in peeks for candidate in peek.candidates]
     ahead.sort(key=lambda candidate: (candidate.epoch, candidate.partition, candidate.offset))
     first = closed + 1 if closed is not None else _first_epoch(ahead)
-    if any(-_NEVER < candidate.epoch < first for candidate in ahead[:1]):
+    if ahead and -_NEVER < ahead[0].epoch < first:
         raise ConfigurationError(
             f"{ahead[0].partition.source} has more than when it had been read to its end; give "
             f"another --state"
