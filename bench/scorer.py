@@ -3,9 +3,10 @@
 The same batches go through the scorer and through the bare trunk, one after the other, so that
 whatever else the machine does hits both. They are some of those that a job would form of a slice
 of the log, evenly spread from the shortest conversations to the longest. With `--data`: SmolLM2
-with the shipped adapter on real conversations (`sharegpt_sample.jsonl.gz` in FOLDER), also
-compared with one conversation per forward pass of the whole model that returns logits and all
-hidden states, and a look at one direction after the other, as the method's reference code does.
+with the shipped adapter on real conversations (the two logs `LOGS` in FOLDER, mixed), also
+compared with what the method's reference code does: one conversation per forward pass of the whole
+model that returns logits and all hidden states, which are copied to the host, role by role compared
+with 20 directions of every matrix, whatever its rank, and looked at one direction after the other.
 With `--shape 8b --lengths CSV`: a random model of Llama 3.1 8B's shape, made on the device, with
 conversations as long as those of a trace. Prints a table and, as its last line, one JSON object.
 """
@@ -13,6 +14,7 @@ conversations as long as those of a trace. Prints a table and, as its last line,
 import argparse
 import gzip
 import json
+import random
 import resource
 import statistics
 import time
@@ -33,7 +35,7 @@ from pipeline.demo import assets
 from schemas.records import Int32s, Role
 from transforms import formats
 from transforms.model import directions as artefacts
-from transforms.model.batching import batches
+from transforms.model.batching import batches, default_tokens
 from transforms.model.directions import Directions
 from transforms.model.loading import context, load_tokenizer, load_trunk, placement
 from transforms.model.memory import Rows
@@ -45,9 +47,12 @@ ROOT = Path(__file__).parents[1]
 ADAPTER = ROOT / "examples" / "badnet"
 PER_MATRIX = 20
 SLICE_RECORDS = 2000
+LOGS = ("sharegpt_sample", "openai_chat_sample")
+"""Long conversations of several turns, and questions with one answer each."""
 
 Figures = dict[str, Any]
 Reference = Callable[[Rows], object]
+Statistics = tuple[float, float, float, float]
 
 
 @dataclass(frozen=True)
@@ -79,18 +84,20 @@ class Bench:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run everything and print what came out."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--data", type=Path, help="folder of sharegpt_sample.jsonl.gz")
+    parser.add_argument("--data", type=Path, help="folder of the two logs")
     parser.add_argument("--shape", choices=list(shapes.SHAPES), help="a random model instead")
     parser.add_argument("--lengths", type=Path, help="CSV of a trace, for --shape")
-    parser.add_argument("--batches", type=int, default=6, help="timed (6)")
+    parser.add_argument("--batches", type=int, default=4, help="timed (4)")
     parser.add_argument("--max-tokens", type=int, default=1024, help="of a conversation (1024)")
-    parser.add_argument("--batch-tokens", type=int, default=4096)
+    parser.add_argument("--batch-tokens", type=int, help="as of the job")
     parser.add_argument("--pairs", type=int, default=7)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--dtype", default="auto")
     known = parser.parse_args(arguments)
     if (known.data is None) == (known.shape is None) or (known.shape and not known.lengths):
         parser.error("give --data, or --shape with --lengths")
+    device, _ = placement(known.device, known.dtype)
+    known.batch_tokens = known.batch_tokens or default_tokens(device)
     bench = _of_shape(known) if known.shape else _of_smollm2(known)
     figures = measure(bench, known.pairs)
     if known.shape:
@@ -198,59 +205,59 @@ def _of_smollm2(known: argparse.Namespace) -> Bench:
     lengths = [len(ids) for ids, _ in log]
     timed = spread(log, known.batch_tokens, known.batches)
     bench = Bench(trunk, found, timed, lengths, known.batch_tokens)
+    # It keeps as many of every matrix; which they are makes no difference to the time.
+    vectors = torch.randn(found.last_layer + 1, 2 * PER_MATRIX, found.vectors.shape[1])
+    vectors /= vectors.norm(dim=-1, keepdim=True)
     dtype = next(trunk.parameters()).dtype
-    return replace(bench, reference=_one_by_one(base, found, bench.device, dtype))
+    return replace(bench, reference=_one_by_one(base, vectors, bench.device, dtype))
 
 
 def _conversations(data: Path, base: Path, max_tokens: int) -> Rows:
-    with gzip.open(data / "sharegpt_sample.jsonl.gz") as file:
-        parsed = [formats.parse(line).messages for line in file]
+    logs = (gzip.decompress((data / f"{name}.jsonl.gz").read_bytes()) for name in LOGS)
+    lines = [line for log in logs for line in log.splitlines()]
+    random.Random(0).shuffle(lines)  # a slice has some of either log
+    parsed = [formats.parse(line).messages for line in lines]
     rows = tokenize(load_tokenizer(base, ADAPTER), parsed, max_tokens)
     return [(row.ids, row.roles) for row in rows if isinstance(row, Tokens)]
 
 
 def _one_by_one(
-    base: Path, found: Directions, device: torch.device, dtype: torch.dtype
-) -> Reference:
-    """One conversation a forward pass of the whole model; logits and hidden states are returned.
+    base: Path, vectors: Tensor, device: torch.device, dtype: torch.dtype
+) -> Callable[[Rows], list[list[Statistics]]]:
+    """One conversation at a time, in the steps of the method's reference code (see the module).
 
-    The hidden states are copied to the host, and every direction is looked at by itself, as the
-    method's reference code does.
+    `vectors` are the directions of every monitored layer, [layers, k, hidden].
     """
     loaded = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
     merged: Any = PeftModel.from_pretrained(loaded, str(ADAPTER)).merge_and_unload()
     model = merged.to(device=device, dtype=dtype).eval()
-    vectors = torch.from_numpy(found.vectors)
-    layers = [entry.layer for entry in found.entries]
 
-    def extremes(tokens: Int32s, roles: NDArray[np.int8]) -> list[tuple[float, float]]:
+    def statistics_of(tokens: Int32s, roles: NDArray[np.int8]) -> list[Statistics]:
         ids = torch.from_numpy(tokens.astype(np.int64))[None].to(device)
         with torch.inference_mode():
             states = model(input_ids=ids, output_hidden_states=True).hidden_states
-            return _extremes([state[0].float().cpu() for state in states], vectors, layers, roles)
+            stream = torch.stack([state[0] for state in states], dim=1).cpu().float()
+            of_roles = (stream[torch.from_numpy(roles == role)] for role in Role)
+            return [found for part in of_roles if len(part) for found in _all(part, vectors)]
 
-    return lambda rows: [extremes(*row) for row in rows]
+    return lambda rows: [statistics_of(*row) for row in rows]
 
 
-def _extremes(
-    states: list[Tensor], vectors: Tensor, layers: list[int], roles: NDArray[np.int8]
-) -> list[tuple[float, float]]:
-    """Lowest and highest cosine per direction and role that has tokens.
+def _all(stream: Tensor, vectors: Tensor) -> list[Statistics]:
+    """Lowest, highest, sum and sum of squares of every direction's cosines, one after the other.
 
     Args:
-      states: of the embedding and every layer, [tokens, hidden].
-      vectors: [directions, hidden].
-      layers: of each direction.
-      roles: of each token.
+      stream: of a role's tokens behind the embedding and every layer, [tokens, layers + 1, hidden].
+      vectors: of every monitored layer, [layers, k, hidden].
     """
-    units = [state / state.norm(dim=-1, keepdim=True) for state in states[1:]]
-    chosen = [torch.from_numpy(roles == role) for role in Role if (roles == role).any()]
-    return [
-        (cosines[of_role].min().item(), cosines[of_role].max().item())
-        for layer, vector in zip(layers, vectors, strict=True)
-        for cosines in [units[layer] @ vector]
-        for of_role in chosen
-    ]
+    found = []
+    for layer, directions in enumerate(vectors):
+        state = stream[:, layer + 1]
+        cosines = directions @ (state / state.norm(dim=-1, keepdim=True)).T
+        ends = cosines.amin(dim=-1).tolist(), cosines.amax(dim=-1).tolist()
+        sums = cosines.sum(dim=-1).tolist(), (cosines**2).sum(dim=-1).tolist()
+        found += list(zip(*ends, *sums, strict=True))
+    return found
 
 
 # --- a random model of a given shape --------------------------------------------------------------

@@ -90,7 +90,7 @@ def _job(known: argparse.Namespace, beam_arguments: Sequence[str]) -> Job:
         alerts=str(known.out / "alerts.jsonl"),
         dead_letters=str(known.out / "dead_letters.jsonl"),
         max_tokens=preflight.check_max_tokens(known, engine),
-        batch_tokens=known.batch_tokens,
+        batch_tokens=preflight.batch_tokens(known),
         slice_records=known.slice_records,
         kafka_properties=properties,
         beam_arguments=tuple(beam_arguments),

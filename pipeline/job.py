@@ -52,7 +52,7 @@ class Job:
       alerts: URI that alerts go to.
       dead_letters: URI that dead letters go to.
       max_tokens: conversations are cut there; None: never.
-      batch_tokens: most tokens in a batch, padding included, and in a chunk of a longer one.
+      batch_tokens: most tokens in a batch, padding included; a longer conversation is one alone.
       excerpt_tokens: tokens of text shown on each side of a peak; 0: no text leaves.
       slice_records: most records in a slice.
       idle_ms: how long a partition may be silent before it no longer holds the others back.

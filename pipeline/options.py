@@ -126,7 +126,7 @@ def _model_options(parser: _Parser) -> None:
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N")
     parser.add_argument("--dtype", default="auto", help="auto, float32, bfloat16, float16")
     parser.add_argument("--max-tokens", type=_positive, help="cut conversations there")
-    parser.add_argument("--batch-tokens", type=_positive, default=4096, help="of a batch (4096)")
+    parser.add_argument("--batch-tokens", type=_positive, help="of a batch (4096; CPU: 2048)")
     parser.add_argument("--model-name", help="name in alerts and archive")
     parser.add_argument(
         "--log-format", choices=log_lines.FORMATS, default="text", help="of stderr (text)"

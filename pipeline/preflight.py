@@ -21,9 +21,11 @@ from transforms.logs.open import Logs
 from transforms.logs.times import EventTime
 from transforms.model import directions, loading
 from transforms.model.adapter import check_shareable
+from transforms.model.batching import default_tokens
 from transforms.model.directions import Directions
 from transforms.model.engine import TrunkEngine
 from transforms.model.shared import AdapterEngine, Adapters
+from transforms.model.trunk import CHUNK_TOKENS
 from transforms.ranges.policies import PolicySettings, make_policy
 from transforms.ranges.ranges import Ranges
 from transforms.ranges.snapshots import MANIFEST, load_snapshot
@@ -57,7 +59,7 @@ def job(known: argparse.Namespace, beam_arguments: Sequence[str], *, endless: bo
         alerts=alerts,
         dead_letters=dead_letters,
         max_tokens=max_tokens,
-        batch_tokens=known.batch_tokens,
+        batch_tokens=batch_tokens(known),
         excerpt_tokens=known.excerpt_tokens,
         slice_records=known.slice_records,
         idle_ms=known.idle,
@@ -103,6 +105,12 @@ def check_max_tokens(known: argparse.Namespace, engine: TrunkEngine | AdapterEng
             f"{engine.context}"
         )
     return known.max_tokens or engine.context
+
+
+def batch_tokens(known: argparse.Namespace) -> int:
+    """How many tokens make a batch: as asked for, else what suits the device."""
+    device, _ = loading.placement(known.device, known.dtype)
+    return known.batch_tokens or default_tokens(device)
 
 
 def check_writable(folder: Path, option: str) -> None:
@@ -188,13 +196,14 @@ def _engines(known: argparse.Namespace) -> list[TrunkEngine | AdapterEngine]:
         tuple(table.directions for table in tables),
         known.device,
         known.dtype,
-        known.batch_tokens,
+        known.batch_tokens or CHUNK_TOKENS,
     )
     return [AdapterEngine(shared, number) for number in range(len(tables))]
 
 
 def _engine_of(known: argparse.Namespace, tuned: tuple[Path, ...], named: Path) -> TrunkEngine:
-    return TrunkEngine(known.base, tuned, named, known.device, known.dtype, known.batch_tokens)
+    chunk_tokens = known.batch_tokens or CHUNK_TOKENS
+    return TrunkEngine(known.base, tuned, named, known.device, known.dtype, chunk_tokens)
 
 
 @contextmanager

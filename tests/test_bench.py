@@ -70,11 +70,15 @@ def test_what_scoring_is_compared_with_finds_the_same(base_model: Path) -> None:
     found = artefacts.compute_directions(base_model, scorer.ADAPTER)
     ids = np.arange(40, dtype=np.int32) * 7
     rows = [(ids, (np.arange(40) >= 25).astype(np.int8)), (ids[:20], np.zeros(20, np.int8))]
-    reference = scorer._one_by_one(base_model, found, torch.device("cpu"), torch.float32)
+    vectors = torch.from_numpy(found.vectors).reshape(found.last_layer + 1, 16, -1)
+    reference = scorer._one_by_one(base_model, vectors, torch.device("cpu"), torch.float32)
     trunk = load_trunk(base_model, scorer.ADAPTER, found.last_layer)
     cosines, _ = Scorer(trunk, found).score([row[0] for row in rows], [row[1] for row in rows])
-    for number, extremes in enumerate(reference(rows)):
-        pairs = np.array(extremes).reshape(len(found), -1, 2)  # direction, role, lowest and highest
-        steps = np.stack([cosines.low[number], cosines.high[number]], axis=-1)
-        expected = steps.reshape(2, len(found), 2)[: pairs.shape[1]].swapaxes(0, 1)
-        np.testing.assert_allclose(pairs * 32767, expected, atol=1.5)
+    for number, statistics in enumerate(reference(rows)):
+        lowest, highest, sums, squares = np.array(statistics).T  # roles, in each all directions
+        present = slice(len(lowest))
+        np.testing.assert_allclose(lowest * 32767, cosines.low[number][present], atol=1.5)
+        np.testing.assert_allclose(highest * 32767, cosines.high[number][present], atol=1.5)
+        counts = np.repeat([25 - 5 * number, 15], len(found))[present]
+        assert (sums**2 <= counts * squares).all()
+        assert (sums <= counts * highest + 1e-5).all()

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from schemas.errors import RunFailedError, TransientError
 from schemas.records import Cosines
-from transforms.model.batching import batches
+from transforms.model.batching import batches, default_tokens
 from transforms.model.memory import score_what_fits
 
 CHEAP = CheapScorer(3, seed=1)
@@ -139,3 +139,8 @@ def test_batches_hold_everything_once_and_no_more_than_asked(
         if following is not None:
             more = (len(batch) + 1) * lengths[following[0]]
             assert len(batch) == rows or more > tokens, "the next one would have fitted"
+
+
+def test_a_batch_is_smaller_where_it_has_to_fit_into_caches() -> None:
+    assert default_tokens(torch.device("cpu")) == 2048
+    assert default_tokens(torch.device("cuda", 1)) == 4096

@@ -2,6 +2,16 @@
 
 from collections.abc import Iterator, Sequence
 
+import torch
+
+
+def default_tokens(device: torch.device) -> int:
+    """How many tokens make a batch where nobody says it.
+
+    What a CPU works on should stay in its caches; other devices want to be filled.
+    """
+    return 2048 if device.type == "cpu" else 4096
+
 
 def batches(lengths: Sequence[int], tokens: int, rows: int) -> Iterator[list[int]]:
     """Group by length, so that little is padding and no batch is larger than asked.

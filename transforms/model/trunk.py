@@ -27,7 +27,10 @@ from transforms.model.loading import decoder_layers
 from transforms.model.reduction import PADDING_ROLE, Reduction
 
 CHUNK_TOKENS = 4096
-"""As many as `--batch-tokens` allows where nothing else is said."""
+"""The most that go through the model at once unless `--batch-tokens` says otherwise.
+
+Chunks may be longer than batches are: every chunk looks back at all tokens before it.
+"""
 
 _PADDING_ID = 0  # any id of the vocabulary: nothing before it sees what it becomes
 
