@@ -31,16 +31,16 @@ from pipeline.demo.broker import Broker
 from pipeline.job import Job, Model
 from pipeline.slices import Slices
 from pipeline.state import State
-from schemas.records import Cosines, Int32s
+from schemas.records import Int32s, Segments
 from transforms.logs.times import EventTime
 from transforms.model import directions as artefacts
 from transforms.model import loading
 from transforms.model.directions import Directions
 from transforms.model.engine import Engine, ScoresBatches, TrunkEngine
 from transforms.model.loading import load_tokenizer
+from transforms.model.segments import cut
 from transforms.ranges.policies import PolicySettings, make_policy
 from transforms.ranges.snapshots import load_snapshot
-from transforms.tokenize import MAX_BATCH_ROWS
 
 ROOT = Path(__file__).parents[1]
 BUILD, ADAPTER = ROOT / "build", ROOT / "examples" / "badnet"
@@ -70,7 +70,7 @@ class Recording:
 
     def score(
         self, token_ids: list[Int32s], roles: list[NDArray[np.int8]]
-    ) -> tuple[Cosines, NDArray[np.bool_]]:
+    ) -> tuple[Segments, NDArray[np.bool_]]:
         """Score like the scorer."""
         self.batches.append((token_ids, roles))
         started = time.perf_counter()
@@ -88,12 +88,10 @@ class Pair(NamedTuple):
 
 
 class Stub:
-    """Takes its time and gives every conversation the same cosines; costs no CPU."""
+    """Takes its time and gives every segment the same cosines; costs little CPU."""
 
     def __init__(self, directions: int) -> None:
-        steps = np.tile(np.arange(2 * directions, dtype=np.int16), (MAX_BATCH_ROWS, 1))
-        at = np.zeros(steps.shape, np.uint32)
-        self._cosines = Cosines(-steps, steps, at, at)
+        self._steps = np.arange(directions, dtype=np.int16)
 
     @property
     def nbytes(self) -> int:
@@ -102,11 +100,24 @@ class Stub:
 
     def score(
         self, token_ids: list[Int32s], roles: list[NDArray[np.int8]]
-    ) -> tuple[Cosines, NDArray[np.bool_]]:
-        """Sleep, then hand out what was made before."""
+    ) -> tuple[Segments, NDArray[np.bool_]]:
+        """Sleep, then hand out what a scorer would."""
         time.sleep(STUB_MS / 1000 * len(token_ids))
-        rows = list(range(len(token_ids)))
-        return self._cosines.take(rows), np.ones(len(rows), np.bool_)
+        where = cut(roles)
+        steps = np.tile(self._steps, (len(where), 1))
+        places = np.zeros(steps.shape, np.uint8)
+        segments = Segments(
+            len(token_ids),
+            where.row.astype(np.int32),
+            where.role,
+            where.start.astype(np.uint32),
+            (where.end - where.start).astype(np.uint8),
+            -steps,
+            steps,
+            places,
+            places,
+        )
+        return segments, np.ones(len(token_ids), np.bool_)
 
 
 @dataclass(frozen=True)

@@ -3,25 +3,22 @@
 import argparse
 import shutil
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
-
-import numpy as np
-import pyarrow as pa
-import pyarrow.dataset as ds
 
 from pipeline import preflight, report, runner
 from pipeline.follow import Follow
 from pipeline.job import Job, Model
 from pipeline.slices import Slices
 from pipeline.state import State
+from schemas.arrow import CONVERSATIONS
 from schemas.commit import Commit
 from schemas.errors import ConfigurationError
-from schemas.records import Cosines
+from transforms.archive.segments import read_segments
 from transforms.logs.times import EventTime
 from transforms.ranges.calibration import calibrate as fit
 from transforms.ranges.policies import PolicySettings, make_policy
 from transforms.ranges.ranges import Ranges
-from transforms.ranges.series import series_values
 from transforms.ranges.snapshots import save_snapshot
 
 NEVER = 2**31 - 1
@@ -44,13 +41,13 @@ def calibrate(known: argparse.Namespace, beam_arguments: Sequence[str]) -> Range
     commit = _scored(job, state, known.patience / 1000)
     report.totals(commit, job)
     state.close()
-    cosines, tokens = _vectors(job.archive)
     (model,) = job.models
-    ranges = fit(series_values(cosines), tokens, model.directions.hash, model.name)
+    parts = partial(read_segments, _files(job.archive), len(model.directions))
+    ranges = fit(parts, model.base_ranges)
     sources = sorted({each.id.source for each in commit.progress})
     save_snapshot(ranges, known.out, {"sources": sources, "max_tokens": job.max_tokens})
     state.remove()
-    report.say(f"ranges of {len(tokens)} conversations in {known.out}")
+    report.say(f"ranges of {ranges.conversations.total} conversations in {known.out}")
     return ranges
 
 
@@ -97,18 +94,9 @@ def _job(known: argparse.Namespace, beam_arguments: Sequence[str]) -> Job:
     )
 
 
-def _vectors(archive: Path) -> tuple[Cosines, np.ndarray]:
-    """All score vectors, in the order of the log, so that folds do not depend on slices."""
-    tables = archive / "conversations"
-    if not tables.exists():
+def _files(archive: Path) -> list[Path]:
+    """Files with the segments of all conversations."""
+    files = sorted((archive / CONVERSATIONS).rglob("*.parquet"))
+    if not files:
         raise ConfigurationError("no conversation could be scored; see the dead letters beside it")
-    columns = ["source", "partition", "offset", "tokens", "low", "high", "low_at", "high_at"]
-    table = ds.dataset(tables).to_table(columns=columns)
-    table = table.sort_by([(name, "ascending") for name in columns[:3]])
-    cosines = Cosines(*(_matrix(table[name]) for name in columns[4:]))
-    return cosines, table["tokens"].to_numpy()
-
-
-def _matrix(column: pa.ChunkedArray) -> np.ndarray:
-    flat = column.combine_chunks()
-    return flat.flatten().to_numpy().reshape(len(flat), flat.type.list_size)
+    return files

@@ -76,14 +76,14 @@ def _read(path: Path) -> Ranges:
 def _write_rows(
     ranges: Ranges, epochs: Iterable[int], folder: Path, job: Job, model: Model
 ) -> None:
-    counts = ranges.counts
-    quantiles = {name: counts.quantile(q) for name, q in _QUANTILES.items()}
+    counts = ranges.conversations
+    quantiles = {name: counts.quantile_of_all(q) for name, q in _QUANTILES.items()}
     for epoch in epochs:
         table = rows.ranges_table(
             epoch,
             epoch * job.epoch_ms if job.dated else None,
             ranges.hash,
-            per_series(counts.conversations, counts.directions),
+            per_series(counts.stretches, counts.directions),
             counts.maximum,
             quantiles,
             model.directions.entries,

@@ -113,7 +113,7 @@ def epochs_closed(commit: Commit, ranges: Mapping[str, Ranges]) -> None:
     """One line a model when epochs closed: what the next one is judged against."""
     for name, held in ranges.items():
         named = {"model": name} if len(ranges) > 1 else {}
-        user, assistant = held.counts.conversations
+        user, assistant = held.conversations.stretches
         say(
             f"closed epoch {max(commit.to_archive)}, its rows are in the "
             f"archive; ranges {held.hash[:12]}{f' of {name}' if named else ''} now hold "

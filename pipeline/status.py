@@ -75,9 +75,14 @@ class Status:
             thresholds = self._policy.fit(ranges).thresholds
             for role in Role:
                 known = "calibrated" if thresholds[role] is not None else "NOT calibrated yet"
-                count = int(ranges.counts.conversations[role])
+                count = int(ranges.conversations.stretches[role])
                 whose = f"{name}, {role.name.lower()}" if self._several else role.name.lower()
                 yield f"{whose}: {known}, ranges of {count:,} conversations"
+            if ranges.without_segments:
+                yield (
+                    f"{name}: {ranges.without_segments:,} conversations were counted by a former "
+                    "version, without the segments that --policy budget needs"
+                )
 
     def _reasons(self) -> Iterator[str]:
         if self.commit.reasons:

@@ -13,8 +13,8 @@ import pyarrow as pa
 
 from schemas.version import TOOL_VERSION
 
-SCHEMA_VERSION = 1
-"""Counts up with every added column."""
+SCHEMA_VERSION = 2
+"""Counts up with every added column. 1 had positions of whole conversations, and no segments."""
 
 CONVERSATIONS = "conversations"
 EXCEEDANCES = "exceedances"
@@ -22,6 +22,9 @@ RANGES = "ranges"
 
 QUANTILES = ("p50", "p90", "p99", "p999")
 """Columns of `ranges`: quantiles of the per-conversation extremes."""
+
+SCHEMA_VERSION_KEY = "deltawatch.schema_version"
+"""Footer key."""
 
 DIRECTIONS_HASH = "deltawatch.directions_hash"
 """Footer key: files with different values were made with different directions."""
@@ -31,6 +34,22 @@ _TIME = pa.timestamp("ms", tz="UTC")
 
 def _required(name: str, kind: pa.DataType) -> pa.Field:
     return pa.field(name, kind, nullable=False)
+
+
+SEGMENT_COLUMNS = (
+    "segment_role",
+    "segment_start",
+    "segment_tokens",
+    "segment_low",
+    "segment_high",
+    "segment_low_at",
+    "segment_high_at",
+)
+"""Columns of `conversations` with a list over its segments; see `schemas.records.Segments`."""
+
+
+def _list(kind: pa.DataType) -> pa.DataType:
+    return pa.list_(_required("element", kind))
 
 
 def _vector(kind: pa.DataType, length: int) -> pa.DataType:
@@ -57,15 +76,14 @@ def conversations_schema(directions: int) -> pa.Schema:
     """One row per scored conversation.
 
     Args:
-      directions: D; the vectors have 2 * D places, role user's directions in the artefact's
-        order and then assistant's. `low` and `high` are steps of 1/32767 (-32768: the role has
-        no tokens), `low_at` and `high_at` the token positions. `score` and `threshold` are in
-        cosine units.
+      directions: D; `low` and `high` have 2 * D places, role user's directions in the artefact's
+        order and then assistant's, in steps of 1/32767 (-32768: the role has no tokens). They are
+        the extremes of the segments, which stand in lists of their own: a place each in
+        `segment_role` (0 user, 1 assistant), `segment_start` and `segment_tokens`, D places each,
+        one segment after the other, in the rest (`..._at`: tokens after the segment's start).
+        `score` and `threshold` are in cosine units.
     """
-    steps, places = (
-        _vector(pa.int16(), 2 * directions),
-        _vector(pa.uint32(), 2 * directions),
-    )
+    steps = _vector(pa.int16(), 2 * directions)
     return pa.schema(
         [
             *_POSITION,
@@ -83,8 +101,13 @@ def conversations_schema(directions: int) -> pa.Schema:
             _required("directions_hash", pa.string()),
             _required("low", steps),
             _required("high", steps),
-            _required("low_at", places),
-            _required("high_at", places),
+            _required("segment_role", _list(pa.int8())),
+            _required("segment_start", _list(pa.uint32())),
+            _required("segment_tokens", _list(pa.uint8())),
+            _required("segment_low", _list(pa.int16())),
+            _required("segment_high", _list(pa.int16())),
+            _required("segment_low_at", _list(pa.uint8())),
+            _required("segment_high_at", _list(pa.uint8())),
         ]
     )
 
@@ -141,7 +164,7 @@ def with_footer(schema: pa.Schema, directions_hash: str, names: Sequence[str]) -
     """
     return schema.with_metadata(
         {
-            "deltawatch.schema_version": str(SCHEMA_VERSION),
+            SCHEMA_VERSION_KEY: str(SCHEMA_VERSION),
             "deltawatch.tool_version": TOOL_VERSION,
             DIRECTIONS_HASH: directions_hash,
             "deltawatch.directions": json.dumps(list(names)),

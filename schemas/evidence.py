@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from schemas.records import STEPS_PER_UNIT, Exceedance, Int32s, Side, VerdictPack
+from schemas.records import STEPS_PER_UNIT, Exceedance, Int32s, VerdictPack
 from schemas.text import well_formed
 
 MAX_EXCERPT_CHARACTERS = 200
@@ -44,11 +44,10 @@ class Direction(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
-    """An exceedance with its direction's entry and the token where it stands."""
+    """An exceedance with its direction's entry and the words where it stands."""
 
     exceedance: Exceedance
     direction: Direction
-    token: int  # position in the conversation, from 0
     excerpt: str | None  # None unless excerpts were asked for
 
 
@@ -71,14 +70,11 @@ def evidence_of(
       directions: the artefact's entries in stored order.
       excerpt_of: makes excerpts of rows that kept their token ids; None makes none.
     """
-    cosines, scored = verdicts.scored.cosines, verdicts.scored.rows[row]
+    token_ids = verdicts.scored.rows[row].token_ids
 
     def one(exceedance: Exceedance) -> Evidence:
-        places = cosines.high_at if exceedance.side is Side.HIGH else cosines.low_at
-        column = exceedance.role * len(directions) + exceedance.direction
-        token = int(places[row, column])
-        excerpt = _excerpt(excerpt_of, scored.token_ids, token)
-        return Evidence(exceedance, directions[exceedance.direction], token, excerpt)
+        excerpt = _excerpt(excerpt_of, token_ids, exceedance.token)
+        return Evidence(exceedance, directions[exceedance.direction], excerpt)
 
     return tuple(map(one, verdicts.judgements[row].exceedances))
 

@@ -220,7 +220,7 @@ def _sentence(evidence: Evidence) -> str:
     exceedance, direction = evidence.exceedance, evidence.direction
     return (
         f"{direction.name} ({direction.kind}, layer {direction.layer}): {_parameter(evidence)} "
-        f"is {cosine(exceedance.value):+.4f} at token {evidence.token}, "
+        f"is {cosine(exceedance.value):+.4f} at token {exceedance.token}, "
         f"expected {_range(evidence)}."
     )
 
@@ -285,8 +285,8 @@ def _evidence(evidence: Evidence) -> Json:
         "value": cosine(exceedance.value),
         "bound": cosine(exceedance.bound),
         "margin": cosine(exceedance.margin),
-        "token_start": evidence.token,
-        "token_end": evidence.token + 1,
+        "token_start": exceedance.token,
+        "token_end": exceedance.token + 1,
     }
     excerpt = {} if evidence.excerpt is None else {"excerpt": evidence.excerpt}
     return {

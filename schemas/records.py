@@ -1,13 +1,14 @@
 """Records that travel through the pipeline, from a log entry to a verdict.
 
 Cosines are quantised once, in the scorer, to int16 *steps* of 1/32767; everything after the
-scorer (judging, ranges, archive) works on those integers. A role without tokens has `ABSENT`
-in all its places.
+scorer (judging, ranges, archive) works on those integers. Where a conversation has no tokens of a
+role, `ABSENT` stands for its values.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum, StrEnum
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,8 +19,13 @@ STEPS_PER_UNIT = 32767
 ABSENT = -32768
 """Stands where a role has no tokens; no cosine quantises to it."""
 
+SEGMENT_TOKENS = 64
+"""Most tokens of a segment."""
+
+Int8s = NDArray[np.int8]
 Int16s = NDArray[np.int16]
 Int32s = NDArray[np.int32]
+UInt8s = NDArray[np.uint8]
 UInt32s = NDArray[np.uint32]
 
 
@@ -137,26 +143,78 @@ class ScoredRow:
 
 
 @dataclass(frozen=True, slots=True)
-class Cosines:
-    """Lowest and highest cosine per conversation, role and direction, and where they stand.
+class Segments:
+    """Lowest and highest cosine per segment and direction, and where they stand.
 
-    All arrays are [conversations, 2 * directions]: role USER's directions, then ASSISTANT's.
+    A segment is a run of at most SEGMENT_TOKENS tokens of one role. The segments of a conversation
+    are together, in its order, and hold all of its tokens. S segments, D directions.
+
+    Attributes:
+      conversations: how many the segments are of; one may have none.
+      row: which of them, int32 [S], ascending.
+      role: values of `Role`, int8 [S].
+      start: position of the first token in the conversation, uint32 [S].
+      tokens: how many there are, uint8 [S].
+      low: steps, int16 [S, D].
+      high: likewise.
+      low_at: tokens after `start` at which the lowest stands first, uint8 [S, D].
+      high_at: likewise of the highest.
     """
 
+    conversations: int
+    row: Int32s
+    role: Int8s
+    start: UInt32s
+    tokens: UInt8s
     low: Int16s
     high: Int16s
-    low_at: UInt32s  # token positions; 0 where the role is absent
-    high_at: UInt32s
-
-    def take(self, rows: list[int]) -> "Cosines":
-        """The given rows, in the given order."""
-        return Cosines(self.low[rows], self.high[rows], self.low_at[rows], self.high_at[rows])
+    low_at: UInt8s
+    high_at: UInt8s
 
     @staticmethod
-    def joined(parts: Sequence["Cosines"]) -> "Cosines":
-        """The rows of one after those of the other."""
-        columns = zip(*((p.low, p.high, p.low_at, p.high_at) for p in parts), strict=True)
-        return Cosines(*(np.concatenate(column) for column in columns))
+    def none(conversations: int, directions: int) -> "Segments":
+        """Of conversations without tokens."""
+        empty = np.empty(0, np.int32)
+        steps, places = np.empty((0, directions), np.int16), np.empty((0, directions), np.uint8)
+        return Segments(
+            conversations,
+            empty,
+            empty.astype(np.int8),
+            empty.astype(np.uint32),
+            empty.astype(np.uint8),
+            *(steps, steps, places, places),
+        )
+
+    def take(self, rows: Sequence[int] | NDArray[np.integer[Any]]) -> "Segments":
+        """The segments of the given conversations, each once, in the given order."""
+        wanted = np.asarray(rows, np.int64)
+        begins = np.searchsorted(self.row, wanted)
+        counts = np.searchsorted(self.row, wanted, side="right") - begins
+        row = np.repeat(np.arange(len(wanted), dtype=np.int32), counts)
+        ends = np.cumsum(counts)
+        places = np.arange(len(row)) + np.repeat(begins - (ends - counts), counts)
+        return Segments(len(wanted), row, *(part[places] for part in self._parts()))
+
+    @staticmethod
+    def joined(parts: Sequence["Segments"]) -> "Segments":
+        """The conversations of one after those of the other."""
+        befores = np.cumsum([0, *(part.conversations for part in parts)]).tolist()
+        rows = [part.row + np.int32(n) for part, n in zip(parts, befores[:-1], strict=True)]
+        columns = zip(*(part._parts() for part in parts), strict=True)
+        joined = (np.concatenate(column) for column in columns)
+        return Segments(befores[-1], np.concatenate(rows), *joined)
+
+    def _parts(self) -> tuple[Any, ...]:
+        """All arrays but `row`."""
+        return (
+            self.role,
+            self.start,
+            self.tokens,
+            self.low,
+            self.high,
+            self.low_at,
+            self.high_at,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,7 +224,7 @@ class ScoredPack:
     model: str
     epoch: int
     rows: tuple[ScoredRow, ...]
-    cosines: Cosines
+    segments: Segments  # of the rows, in their order
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,6 +237,7 @@ class Exceedance:
     value: int
     bound: int
     margin: int  # how far outside, in steps, > 0
+    token: int  # position in the conversation, from 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,14 +6,14 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from schemas.records import ABSENT, Cosines, Int32s, Role
+from schemas.records import Int32s, Segments
 
 _SPREAD = 0.04  # standard deviation of a cosine, as of the real model's directions
 _BYTES_PER_NUMBER = 8
 
 
 class CheapScorer:
-    """Gives every conversation the cosines a hash of its tokens says.
+    """Gives every segment of a conversation the cosines a hash of its tokens says.
 
     The same tokens get the same integers in every batch, process and run.
     """
@@ -30,38 +30,56 @@ class CheapScorer:
 
     def score(
         self, token_ids: Sequence[Int32s], roles: Sequence[NDArray[np.int8]]
-    ) -> tuple[Cosines, NDArray[np.bool_]]:
+    ) -> tuple[Segments, NDArray[np.bool_]]:
         """Score like `transforms.model.trunk.Scorer`, which see for shapes; all are finite."""
-        rows = [self._row(ids, whose) for ids, whose in zip(token_ids, roles, strict=True)]
-        shape = (len(rows), len(Role) * self._directions)
-        low, high, low_at, high_at = (
-            np.array([row[part] for row in rows]).reshape(shape) for part in range(4)
+        found = [
+            (row, int(whose[start]), start, end - start, ids[start:end])
+            for row, (ids, whose) in enumerate(zip(token_ids, roles, strict=True))
+            for start, end in segments_of(whose.tolist())
+        ]
+        rows, of_role, starts, tokens = (
+            np.array([each[part] for each in found], np.int64) for part in range(4)
         )
-        cosines = Cosines(
-            low.astype(np.int16),
-            high.astype(np.int16),
-            low_at.astype(np.uint32),
-            high_at.astype(np.uint32),
+        steps, places = self._extremes([(role, ids) for _, role, _, _, ids in found])
+        segments = Segments(
+            len(token_ids),
+            rows.astype(np.int32),
+            of_role.astype(np.int8),
+            starts.astype(np.uint32),
+            tokens.astype(np.uint8),
+            steps[:, 0],
+            steps[:, 1],
+            places[:, 0],
+            places[:, 1],
         )
-        return cosines, np.ones(len(rows), np.bool_)
+        return segments, np.ones(len(token_ids), np.bool_)
 
-    def _row(self, ids: Int32s, roles: NDArray[np.int8]) -> NDArray[np.int64]:
-        """Int64 [4, roles * directions]: low, high and their places."""
-        parts = [self._part(ids, np.flatnonzero(roles == role), role) for role in Role]
-        return np.concatenate(parts, axis=1)
+    def _extremes(
+        self, found: Sequence[tuple[int, Int32s]]
+    ) -> tuple[NDArray[np.int16], NDArray[np.uint8]]:
+        """Of segments' roles and tokens: steps and places [S, 2, directions], lowest first."""
+        words = [self._words(ids, role) for role, ids in found]
+        hashed = np.array(words).reshape(len(found), 4, self._directions, 4)
+        steps = np.sort(_bell(hashed[:, :2]), axis=1).astype(np.int16)
+        tokens = np.array([len(ids) for _, ids in found], np.int64)[:, None, None]
+        return steps, (hashed[:, 2:, :, 0] % tokens).astype(np.uint8)
 
-    def _part(self, ids: Int32s, places: NDArray[np.intp], role: Role) -> NDArray[np.int64]:
-        if len(places) == 0:
-            return np.repeat([[ABSENT], [ABSENT], [0], [0]], self._directions, axis=1)
-        words = self._words(ids, role)
-        steps = np.sort(_bell(words[:2]), axis=0)
-        return np.concatenate([steps, places[words[2:, :, 0] % len(places)]])
-
-    def _words(self, ids: Int32s, role: Role) -> NDArray[np.uint16]:
+    def _words(self, ids: Int32s, role: int) -> NDArray[np.uint16]:
         """Uint16 [4, directions, 4], uniform, from a hash that any length can be read from."""
         key = np.array([self._seed, role], "<i8").tobytes() + ids.astype("<i4").tobytes()
         digest = hashlib.shake_128(key).digest(4 * self._directions * _BYTES_PER_NUMBER)
         return np.frombuffer(digest, "<u2").reshape(4, self._directions, 4)
+
+
+def segments_of(roles: Sequence[int]) -> list[tuple[int, int]]:
+    """Where segments begin and end, found one token after the other."""
+    found: list[tuple[int, int]] = []
+    for place, role in enumerate(roles):
+        if found and roles[place - 1] == role and place - found[-1][0] < 64:
+            found[-1] = (found[-1][0], place + 1)
+        else:
+            found.append((place, place + 1))
+    return found
 
 
 def _bell(words: NDArray[np.uint16]) -> NDArray[np.int64]:

@@ -13,13 +13,14 @@ from itertools import groupby
 
 import numpy as np
 
-from schemas.records import ABSENT, Exceedance, Judgement, Role, Side, Status
+from schemas.records import Exceedance, Judgement, Role, Side, Status
 
 Name = tuple[Role, int, Side]
 """A series: role, direction, side."""
 
 FOLDS = 5
 SCORE_BIN = 8
+SETTLED = 100
 
 
 @dataclass(frozen=True)
@@ -34,14 +35,31 @@ class Rules:
 
 
 @dataclass(frozen=True)
+class Segment:
+    """Extremes of a run of tokens of one role, in steps, and their positions."""
+
+    role: Role
+    start: int
+    low: Sequence[int]
+    high: Sequence[int]
+    low_at: Sequence[int]
+    high_at: Sequence[int]
+
+    def extreme(self, direction: int, side: Side) -> tuple[int, int]:
+        """The value of a direction on one side, low sides negated, and its position."""
+        if side is Side.HIGH:
+            return self.high[direction], self.high_at[direction]
+        return -self.low[direction], self.low_at[direction]
+
+
+@dataclass(frozen=True)
 class Entry:
-    """An entry of a log: when it was logged, and its values unless it could not be scored."""
+    """An entry of a log: when it was logged, and its segments unless it could not be scored."""
 
     partition: int
     offset: int
     time: int | None  # None: it could not be dated
-    low: Sequence[int] | None = None  # [2D], steps; None: a dead letter, or passed over
-    high: Sequence[int] | None = None
+    segments: Sequence[Segment] | None = None  # None: a dead letter, or passed over
     tokens: int = 0
 
 
@@ -56,43 +74,54 @@ class Verdict:
     judgement: Judgement
 
 
+@dataclass(frozen=True)
+class Score:
+    """Of a role's highest segment."""
+
+    score: int
+    segments: int
+    held: int | None = None  # where it was above its threshold: the highest score that was not
+
+
 @dataclass
 class Memory:
     """Raw values of normal traffic; low sides negated, so that every tail is an upper one."""
 
-    values: dict[Name, list[int]]
-    scores: dict[Role, list[int]] = field(default_factory=lambda: {role: [] for role in Role})
+    segments: dict[Name, list[int]]
+    conversations: dict[Name, list[int]]
+    scores: dict[Role, list[Score]] = field(default_factory=lambda: {role: [] for role in Role})
     without: dict[Role, int] = field(default_factory=lambda: dict.fromkeys(Role, 0))
     total: int = 0
 
     @staticmethod
     def of(directions: int) -> "Memory":
         """No traffic yet."""
-        return Memory(
-            {
-                (role, direction, side): []
-                for role in Role
-                for direction in range(directions)
-                for side in Side
-            }
-        )
+        names = [
+            (role, number, side) for role in Role for number in range(directions) for side in Side
+        ]
+        return Memory({name: [] for name in names}, {name: [] for name in names})
 
     @property
     def directions(self) -> int:
         """D."""
-        return len(self.values) // 4
+        return len(self.segments) // 4
 
     def count(self, role: Role) -> int:
         """Conversations with tokens of a role."""
-        return len(self.values[role, 0, Side.HIGH])
+        return len(self.conversations[role, 0, Side.HIGH])
 
-    def add(self, low: Sequence[int], high: Sequence[int]) -> None:
+    def add(self, segments: Sequence[Segment]) -> None:
         """Remember a conversation's values."""
-        self.total += any(value != ABSENT for value in high)
-        for role, direction, side in self.values:
-            value = (high if side is Side.HIGH else low)[role * self.directions + direction]
-            if value != ABSENT:
-                self.values[role, direction, side].append(value if side is Side.HIGH else -value)
+        self.total += bool(segments)
+        for name in self.segments:
+            role, direction, side = name
+            values = [each.extreme(direction, side)[0] for each in segments if each.role is role]
+            self.segments[name] += values
+            self.conversations[name] += [max(values)] if values else []
+
+
+Stretch = dict[tuple[int, Side], tuple[int, int]]
+"""Value and position of every direction and side."""
 
 
 class Judge:
@@ -104,16 +133,23 @@ class Judge:
         bounds: Mapping[Name, int],
         known: Mapping[Role, bool],
         thresholds: Mapping[Role, int | None],
+        handicaps: Mapping[Role, int],
     ) -> None:
-        """Judge by given bounds (low sides negated) and thresholds, both in steps."""
+        """Judge by given bounds (low sides negated), thresholds and handicaps, all in steps."""
         self.rules, self.bounds, self.known, self.thresholds = rules, bounds, known, thresholds
+        self.handicaps = handicaps
         self.directions = len(bounds) // 4
 
-    def judge(self, low: Sequence[int], high: Sequence[int], tokens: int) -> Judgement:
-        """The verdict on values [2D]."""
-        present = self.present(high)
-        outside = {role: self.outside(role, low, high) for role in present if self.known[role]}
-        scores = {role: self.score(found, tokens) for role, found in outside.items()}
+    def judge(self, segments: Sequence[Segment]) -> Judgement:
+        """The verdict on a conversation."""
+        present = self.present(segments)
+        raw = self.role_scores(segments)
+        scores = {
+            role: score - self.handicaps[role] * _doublings(count)
+            for role, found in raw.items()
+            if found is not None
+            for score, count in [found]
+        }
         gaps = {
             role: score - threshold
             for role, score in scores.items()
@@ -122,49 +158,59 @@ class Judge:
         unsure = [role for role in present if self.thresholds[role] is None]
         flagging = [role for role, gap in gaps.items() if gap > 0]
         if flagging:
-            named = [item for role in flagging for item in self._named(outside[role])]
+            named = [item for role in flagging for item in self._named(role, segments)]
             return self._answer(Status.FLAGGED, gaps, scores, tuple(_sorted(named)))
         if unsure or not present:
             ofthose = {role: scores[role] for role in unsure if role in scores}
             return self._answer(Status.UNCALIBRATED, ofthose, scores, ())
         return self._answer(Status.CLEAN, gaps, scores, ())
 
-    def role_scores(
-        self, low: Sequence[int], high: Sequence[int], tokens: int
-    ) -> dict[Role, int | None]:
-        """Score of every role that can be scored but for want of tokens: then None."""
-        present = self.present(high)
-        return {
-            role: self.score(self.outside(role, low, high), tokens) if role in present else None
-            for role in Role
-            if self.known[role]
-        }
-
-    def present(self, high: Sequence[int]) -> list[Role]:
-        """Roles with tokens."""
-        return [role for role in Role if high[role * self.directions] != ABSENT]
-
-    def outside(self, role: Role, low: Sequence[int], high: Sequence[int]) -> list[Exceedance]:
-        """All series of a role as if outside, with margins that may be negative."""
-        found = []
-        for direction in range(self.directions):
-            column = role * self.directions + direction
-            ceiling = self.bounds[role, direction, Side.HIGH]
-            floor = -self.bounds[role, direction, Side.LOW]
-            top, bottom = int(high[column]), int(low[column])
-            found.append(Exceedance(role, direction, Side.HIGH, top, ceiling, top - ceiling))
-            found.append(Exceedance(role, direction, Side.LOW, bottom, floor, floor - bottom))
+    def role_scores(self, segments: Sequence[Segment]) -> dict[Role, tuple[int, int] | None]:
+        """Score and number of stretches of every role that can be scored; None: no tokens."""
+        found: dict[Role, tuple[int, int] | None] = {}
+        for role in Role:
+            if self.known[role]:
+                stretches = self.stretches(role, segments)
+                highest = max((self.score(role, each) for each in stretches), default=None)
+                found[role] = None if highest is None else (highest, len(stretches))
         return found
 
-    def score(self, outside: list[Exceedance], tokens: int) -> int:
-        """A role's score."""
+    def present(self, segments: Sequence[Segment]) -> list[Role]:
+        """Roles with tokens."""
+        return [role for role in Role if any(each.role is role for each in segments)]
+
+    def stretches(self, role: Role, segments: Sequence[Segment]) -> list[Stretch]:
+        """Of a role: every segment, or all of them as one."""
+        keys = [(number, side) for number in range(self.directions) for side in Side]
+        apart = [
+            {key: each.extreme(*key) for key in keys} for each in segments if each.role is role
+        ]
+        if self.rules.policy == "budget" or not apart:
+            return apart
+        return [{key: max((each[key] for each in apart), key=_value) for key in keys}]
+
+    def outside(self, role: Role, stretch: Stretch) -> list[Exceedance]:
+        """All series of a role as if outside, with margins that may be negative."""
+        found = []
+        for (direction, side), (value, token) in stretch.items():
+            bound = self.bounds[role, direction, side]
+            sign = 1 if side is Side.HIGH else -1
+            found.append(
+                Exceedance(role, direction, side, sign * value, sign * bound, value - bound, token)
+            )
+        return found
+
+    def score(self, role: Role, stretch: Stretch) -> int:
+        """A stretch's score."""
+        outside = self.outside(role, stretch)
         margins = sorted((item.margin for item in outside), reverse=True)
         if self.rules.policy != "budget":
             return margins[0]
-        ten = sum(margin for margin in margins[:10] if margin > 0)
-        return margins[0] + ten // 2 - round(0.03 * 32767 * math.log2(tokens / 64))
+        return margins[0] + sum(margin for margin in margins[:10] if margin > 0) // 2
 
-    def _named(self, outside: list[Exceedance]) -> list[Exceedance]:
+    def _named(self, role: Role, segments: Sequence[Segment]) -> list[Exceedance]:
+        highest = max(self.stretches(role, segments), key=lambda each: self.score(role, each))
+        outside = self.outside(role, highest)
         if self.rules.policy == "budget":
             return _sorted([item for item in outside if item.margin > 0])[:10]
         return [item for item in outside if item.margin > self.rules.eps]
@@ -184,27 +230,30 @@ class Judge:
 
 def fit(rules: Rules, memory: Memory) -> Judge:
     """The judge that follows from what was seen before."""
-    quantile = {"range": 1.0, "percentile": rules.percentile / 100, "budget": 0.9}[rules.policy]
-    bounds = {
-        name: _quantile(sorted(raw), quantile, memory.total) for name, raw in memory.values.items()
-    }
-    known = {role: memory.count(role) > 0 for role in Role}
-    return Judge(rules, bounds, known, {role: _threshold(rules, memory, role) for role in Role})
+    budget = rules.policy == "budget"
+    quantile = {"range": 1.0, "percentile": rules.percentile / 100, "budget": 0.99}[rules.policy]
+    raw = memory.segments if budget else memory.conversations
+    total = None if budget else memory.total
+    bounds = {name: _quantile(sorted(values), quantile, total) for name, values in raw.items()}
+    known = {role: memory.count(role) >= (SETTLED if budget else 1) for role in Role}
+    handicaps = {role: _handicap(memory.scores[role]) if budget else 0 for role in Role}
+    thresholds = {role: _threshold(rules, memory, role, handicaps[role]) for role in Role}
+    return Judge(rules, bounds, known, thresholds, handicaps)
 
 
-def calibrate(conversations: Sequence[tuple[Sequence[int], Sequence[int], int]], d: int) -> Memory:
+def calibrate(conversations: Sequence[Sequence[Segment]], d: int) -> Memory:
     """What `calibrate` remembers: all values, and scores of every fifth by the other four."""
     memory = Memory.of(d)
     for fold in range(FOLDS):
         others = Memory.of(d)
-        for number, (low, high, _) in enumerate(conversations):
+        for number, segments in enumerate(conversations):
             if number % FOLDS != fold:
-                others.add(low, high)
+                others.add(segments)
         judge = fit(Rules("budget"), others)
-        for low, high, tokens in conversations[fold::FOLDS]:
-            _remember_scores(memory, judge.role_scores(low, high, tokens))
-    for low, high, _ in conversations:
-        memory.add(low, high)
+        for segments in conversations[fold::FOLDS]:
+            _remember_scores(memory, judge.role_scores(segments))
+    for segments in conversations:
+        memory.add(segments)
     return memory
 
 
@@ -233,63 +282,136 @@ def _dated(entries: Iterable[Entry], epoch_ms: int) -> Iterator[tuple[Entry, int
                 continue
             late = latest is not None and entry.time // epoch_ms < latest // epoch_ms
             latest = entry.time if latest is None else max(latest, entry.time)
-            if entry.low is not None:
+            if entry.segments is not None:
                 yield entry, latest, late
 
 
 def _verdict(judge: Judge, entry: Entry, time: int, epoch: int, late: bool) -> Verdict:
-    assert entry.low is not None
-    assert entry.high is not None
-    return Verdict(entry, time, epoch, late, judge.judge(entry.low, entry.high, entry.tokens))
+    assert entry.segments is not None
+    return Verdict(entry, time, epoch, late, judge.judge(entry.segments))
 
 
 def _remember(memory: Memory, judge: Judge, verdict: Verdict) -> None:
-    entry, flagged = verdict.entry, verdict.judgement.status is Status.FLAGGED
+    segments, flagged = verdict.entry.segments, verdict.judgement.status is Status.FLAGGED
+    assert segments is not None
     if judge.rules.policy == "budget":
-        scores = judge.role_scores(entry.low, entry.high, entry.tokens)
-        _remember_scores(memory, _censored(scores, judge.thresholds) if flagged else scores)
+        _remember_scores(memory, judge.role_scores(segments), judge)
     if not flagged:
-        memory.add(entry.low, entry.high)
+        memory.add(segments)
 
 
-def _censored(
-    scores: Mapping[Role, int | None], thresholds: Mapping[Role, int | None]
-) -> dict[Role, int | None]:
-    return {
-        role: score if score is None or (limit := thresholds[role]) is None else min(score, limit)
-        for role, score in scores.items()
-    }
-
-
-def _remember_scores(memory: Memory, scores: Mapping[Role, int | None]) -> None:
-    for role, score in scores.items():
-        if score is None:
+def _remember_scores(
+    memory: Memory, scores: Mapping[Role, tuple[int, int] | None], judge: Judge | None = None
+) -> None:
+    for role, found in scores.items():
+        if found is None:
             memory.without[role] += 1
         else:
-            memory.scores[role].append(score)
+            memory.scores[role].append(_held(role, Score(*found), judge))
 
 
-def _threshold(rules: Rules, memory: Memory, role: Role) -> int | None:
+def _held(role: Role, found: Score, judge: Judge | None) -> Score:
+    if judge is None or (threshold := judge.thresholds[role]) is None:
+        return found
+    limit = threshold + judge.handicaps[role] * _doublings(found.segments)
+    return Score(found.score, found.segments, limit) if found.score > limit else found
+
+
+def _believed(memory: Memory, role: Role, rate: Fraction) -> list[tuple[int, int]]:
+    """Scores and numbers of segments; with a flood of flagged ones, these as held down."""
+    scores = memory.scores[role]
+    flagged = sum(each.held is not None for each in scores)
+    expected = float(rate) / 2 * (len(scores) + memory.without[role])
+    flood = flagged > 2 * expected + 3 * math.sqrt(expected)
+    return [
+        (each.held if flood and each.held is not None else each.score, each.segments)
+        for each in scores
+    ]
+
+
+def _threshold(rules: Rules, memory: Memory, role: Role, handicap: int) -> int | None:
     if rules.policy != "budget":
         return rules.eps if memory.count(role) >= rules.min_calibration else None
-    scores, without = sorted(memory.scores[role]), memory.without[role]
-    rate = Fraction(str(rules.rate))
-    if memory.count(role) == 0:
+    if memory.count(role) < SETTLED:
         return None
-    overall = math.ceil((len(scores) + without + 1) * (1 - rate / 2)) - without
-    k = max(overall, math.ceil((len(scores) + 1) * (1 - rate)))
-    return scores[k - 1] // SCORE_BIN * SCORE_BIN + SCORE_BIN - 1 if k <= len(scores) else None
+    rate, without = Fraction(str(rules.rate)), memory.without[role]
+    bins = sorted(
+        (score - handicap * _doublings(count)) // SCORE_BIN
+        for score, count in _believed(memory, role, rate)
+    )
+    overall = math.ceil((len(bins) + without + 1) * (1 - rate / 2)) - without
+    k = max(overall, math.ceil((len(bins) + 1) * (1 - rate)))
+    if k > len(bins):
+        return None
+    return min(_upper_end(bins[k - 1]), _tail_end(memory.scores[role], handicap, rate, without))
 
 
-def _quantile(ordered: list[int], q: float, total: int) -> int:
-    """Between two order statistics of all conversations, those without a value the lowest.
+def _upper_end(number: int) -> int:
+    return number * SCORE_BIN + SCORE_BIN - 1
 
-    At least that of the values alone at 1 - 2 (1 - q); 0 of nothing.
+
+def _tail_end(scores: Sequence[Score], handicap: int, rate: Fraction, without: int) -> int:
+    """Four times as many as an exponential tail has above it, if it goes on as from 75% to 95%."""
+    ends = sorted(
+        _upper_end(
+            (
+                (each.score if each.held is None else each.held)
+                - handicap * _doublings(each.segments)
+            )
+            // SCORE_BIN
+        )
+        for each in scores
+    )
+    inner = ends[math.ceil(len(ends) * Fraction(3, 4)) - 1]
+    outer = ends[math.ceil(len(ends) * Fraction(19, 20)) - 1]
+    above = rate / 2 * (len(ends) + without)
+    factor = math.log(4 * Fraction(len(ends), 20) / above) / math.log(5)
+    return outer + round((outer - inner) * max(factor, 0))
+
+
+def _handicap(scores: Sequence[Score]) -> int:
+    """Steps per doubling: the line through the tails of the lengths, in whole bins."""
+    by_length: dict[int, list[int]] = {}
+    for each in scores:
+        if each.held is None:
+            by_length.setdefault(_doublings(each.segments), []).append(each.score // SCORE_BIN)
+    points = [
+        (length, sorted(bins)[math.ceil(Fraction(3, 4) * len(bins)) - 1], len(bins))
+        for length, bins in by_length.items()
+        if len(bins) >= 20
+    ]
+    if len(points) < 2:
+        return 0
+    n = sum(weight for _, _, weight in points)
+    sx = sum(w * x for x, _, w in points)
+    sy = sum(w * y for _, y, w in points)
+    sxx = sum(w * x * x for x, _, w in points)
+    sxy = sum(w * x * y for x, y, w in points)
+    slope = Fraction(n * sxy - sx * sy, n * sxx - sx * sx)
+    return max(round(slope / 8), 0) * 8 * SCORE_BIN
+
+
+def _doublings(count: int) -> int:
+    """How often 1 can be doubled without passing a number of stretches; at most 11 times."""
+    return min(count.bit_length() - 1, 11)
+
+
+def _value(extreme: tuple[int, int]) -> int:
+    return extreme[0]
+
+
+def _quantile(ordered: list[int], q: float, total: int | None) -> int:
+    """Between two order statistics; 0 of nothing.
+
+    With `total`, over all conversations, those without a value the lowest, and at least that of
+    the values alone at 1 - 2 (1 - q).
     """
     if not ordered:
         return 0
-    among_all = q * (total - 1) - (total - len(ordered))
-    place = max(among_all, (1 - 2 * (1 - q)) * (len(ordered) - 1), 0)
+    place = q * (len(ordered) - 1)
+    if total is not None:
+        among_all = q * (total - 1) - (total - len(ordered))
+        place = max(among_all, (1 - 2 * (1 - q)) * (len(ordered) - 1), 0)
     below = math.floor(place)
     lower = _order_statistic(ordered, below)
     upper = _order_statistic(ordered, min(below + 1, len(ordered) - 1))

@@ -1,6 +1,6 @@
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from datetime import UTC, date, datetime
 from itertools import product
@@ -13,23 +13,33 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from extremes import whole
 from hypothesis import given
 from hypothesis import strategies as st
-from sample_verdicts import DIRECTIONS_HASH, EPOCH_MS, sample_directions, sample_pack
+from sample_verdicts import (
+    DIRECTIONS_HASH,
+    EPOCH_MS,
+    sample_directions,
+    sample_pack,
+    sample_segments,
+)
 
 import transforms.archive.files as files
+import transforms.archive.segments as archived
 from schemas.arrow import (
     CONVERSATIONS,
     EXCEEDANCES,
     QUANTILES,
     RANGES,
+    SEGMENT_COLUMNS,
     conversations_schema,
     exceedances_schema,
     ranges_schema,
 )
-from schemas.records import Position, VerdictPack
+from schemas.records import ABSENT, Position, Segments, VerdictPack
 from transforms.archive.files import NO_DATE, merge, write_table
 from transforms.archive.rows import conversations_table, exceedances_table, ranges_table
+from transforms.archive.segments import read_segments, segments_of
 
 D = 6
 DIRECTIONS = sample_directions(D)
@@ -64,17 +74,29 @@ def expected_conversations(found: list[VerdictPack]) -> list[tuple[Any, ...]]:
     """Rows of `conversations`, value by value from the records."""
     rows = []
     for pack in found:
+        extremes = whole(pack.scored.segments)
         for i, (row, judgement) in enumerate(zip(pack.scored.rows, pack.judgements, strict=True)):
-            header, cosines = row.header, pack.scored.cosines
+            header = row.header
             rows.append((
                 row.conversation_id, header.position.source, header.position.partition,
                 header.position.offset, moment(header.event_time), moment(header.effective_time),
                 header.late, header.epoch, row.tokens, row.truncated, str(judgement.status),
                 cos32(judgement.score), cos32(judgement.threshold), pack.policy, pack.ranges_hash,
-                DIRECTIONS_HASH, cosines.low[i].tolist(), cosines.high[i].tolist(),
-                cosines.low_at[i].tolist(), cosines.high_at[i].tolist(),
+                DIRECTIONS_HASH, extremes.low[i].tolist(), extremes.high[i].tolist(),
+                *segment_lists(pack.scored.segments, i),
             ))  # fmt: skip
     return sorted(rows, key=lambda row: row[1:4])
+
+
+def segment_lists(segments: Segments, row: int) -> list[list[int]]:
+    """What stands in a conversation's segment columns, number by number."""
+    names = [name.removeprefix("segment_") for name in SEGMENT_COLUMNS]
+    lists: list[list[int]] = [[] for _ in names]
+    for place, of in enumerate(segments.row):
+        if of == row:
+            for found, name in zip(lists, names, strict=True):
+                found += np.atleast_1d(getattr(segments, name)[place]).tolist()
+    return lists
 
 
 def expected_exceedances(found: list[VerdictPack]) -> list[tuple[Any, ...]]:
@@ -82,16 +104,14 @@ def expected_exceedances(found: list[VerdictPack]) -> list[tuple[Any, ...]]:
     for pack in found:
         for i, judgement in enumerate(pack.judgements):
             for e in judgement.exceedances:
-                row, direction, cosines = pack.scored.rows[i], DIRECTIONS[e.direction], pack.scored
-                at = cosines.cosines.high_at if e.side == "high" else cosines.cosines.low_at
-                token = int(at[i][D * (e.role.name == "ASSISTANT") + e.direction])
+                row, direction = pack.scored.rows[i], DIRECTIONS[e.direction]
                 rows.append((
                     row.conversation_id, row.header.position.source,
                     row.header.position.partition, row.header.position.offset,
                     moment(row.header.effective_time), row.header.epoch, direction.name,
                     direction.layer, direction.kind, direction.index,
                     "assistant" if e.role else "user", str(e.side), cos32(e.value),
-                    cos32(e.bound), cos32(e.margin), token, token + 1, None,
+                    cos32(e.bound), cos32(e.margin), e.token, e.token + 1, None,
                 ))  # fmt: skip
     return sorted(rows, key=lambda row: (*row[1:4], -row[14]))
 
@@ -172,6 +192,15 @@ def test_duckdb_reads_every_conversation_as_it_was_judged(
     assert rows == expected_conversations([pack for part in slices for pack in part])
 
 
+def test_the_sample_holds_conversations_of_all_kinds(slices: list[list[VerdictPack]]) -> None:
+    rows = conversations_table(slices[0], DIRECTIONS, DIRECTIONS_HASH).to_pylist()
+    present = {tuple(row["high"][role * D] != ABSENT for role in (0, 1)) for row in rows}
+    assert present == {(False, False), (False, True), (True, False), (True, True)}
+    numbers = [len(row["segment_role"]) for row in rows]
+    assert min(numbers) == 0 and max(numbers) > 5
+    assert all(sum(row["segment_tokens"]) == row["tokens"] for row in rows)
+
+
 def test_duckdb_reads_every_exceedance_with_its_place(
     archive: Path, slices: list[list[VerdictPack]]
 ) -> None:
@@ -221,7 +250,7 @@ def test_the_footer_says_what_made_the_file(archive: Path) -> None:
     for path in paths:
         pairs = query(archive, f"SELECT key, value FROM parquet_kv_metadata('{path}')")
         footer = {bytes(key).decode(): bytes(value).decode() for key, value in pairs}
-        assert footer["deltawatch.schema_version"] == "1"
+        assert footer["deltawatch.schema_version"] == "2"
         assert footer["deltawatch.tool_version"] == "0.1.0"
         assert footer["deltawatch.directions_hash"] == DIRECTIONS_HASH
         assert json.loads(footer["deltawatch.directions"]) == [d.name for d in DIRECTIONS]
@@ -237,14 +266,16 @@ def test_files_keep_the_schemas_and_the_encoding(archive: Path) -> None:
         assert pq.read_schema(path).equals(schemas[path.relative_to(archive).parts[0]])
     path = next((archive / CONVERSATIONS).rglob("*.parquet"))
     group = pq.read_metadata(path).row_group(0)
-    vectors = [group.column(i) for i in range(group.num_columns)][-4:]
-    for column in vectors:
-        assert column.path_in_schema in {
-            f"{name}.list.element" for name in ("low", "high", "low_at", "high_at")
-        }
+    columns = {
+        column.path_in_schema: column for column in map(group.column, range(group.num_columns))
+    }
+    cosines = ("low", "high", "segment_low", "segment_high")
+    for column in (columns[f"{name}.list.element"] for name in cosines):
         assert column.compression == "ZSTD"
         assert "BYTE_STREAM_SPLIT" in column.encodings
         assert not any("DICTIONARY" in encoding for encoding in column.encodings)
+    for name in ("segment_role", "segment_tokens", "segment_low_at"):
+        assert "BYTE_STREAM_SPLIT" not in columns[f"{name}.list.element"].encodings
 
 
 def test_merging_again_in_any_order_changes_nothing(
@@ -280,7 +311,7 @@ def sample_rows(whole: list[VerdictPack]) -> list[list[VerdictPack]]:
 def _cut(pack: VerdictPack, rows: slice) -> VerdictPack:
     indices = list(range(len(pack.scored.rows)))[rows]
     scored = replace(
-        pack.scored, rows=pack.scored.rows[rows], cosines=pack.scored.cosines.take(indices)
+        pack.scored, rows=pack.scored.rows[rows], segments=pack.scored.segments.take(indices)
     )
     return replace(pack, scored=scored, judgements=pack.judgements[rows])
 
@@ -408,6 +439,121 @@ def test_ranges_have_the_sign_of_their_side_and_nothing_where_nothing_was_counte
         steps = [series * 10 + 503, *(series * 10 + 100 * place for place in range(4))]
         wanted = [cos32(sign * step) for step in steps] if series else [None] * 5
         assert values == wanted
+
+
+# --- segments read back -------------------------------------------------------------------------
+
+
+def listed(segments: Segments) -> list[list[list[int]]]:
+    """Of every conversation what stands in its segment columns."""
+    return [segment_lists(segments, row) for row in range(segments.conversations)]
+
+
+def by_position(found: list[VerdictPack]) -> list[list[list[int]]]:
+    """The same of packs, in the order of their positions."""
+    pairs = [
+        (row.header.position, lists)
+        for pack in found
+        for row, lists in zip(pack.scored.rows, listed(pack.scored.segments), strict=True)
+    ]
+    return [lists for _, lists in sorted(pairs, key=lambda pair: pair[0])]
+
+
+def assert_typed(segments: Segments) -> None:
+    made = sample_segments([[0]], D, np.random.default_rng(0))
+    for name in ("row", *(name.removeprefix("segment_") for name in SEGMENT_COLUMNS)):
+        assert getattr(segments, name).dtype == getattr(made, name).dtype, name
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_segments_read_back_are_those_that_were_written(seed: int) -> None:
+    found = [*packs(seed, range(9)), *packs(100 + seed, range(20, 22), partitions=2)]
+    table = conversations_table(found, DIRECTIONS, DIRECTIONS_HASH)
+    segments = segments_of(table, D)
+    assert listed(segments) == by_position(found)
+    assert_typed(segments)
+
+
+def test_a_part_of_a_table_has_the_segments_of_its_rows() -> None:
+    table = conversations_table(packs(7, range(9)), DIRECTIONS, DIRECTIONS_HASH)
+    expected = by_position(packs(7, range(9)))
+    assert listed(segments_of(table.slice(5, 11), D)) == expected[5:16]
+    assert listed(segments_of(table.slice(3, 0), D)) == []
+    (batch,) = table.to_batches()
+    assert listed(segments_of(batch.slice(20), D)) == expected[20:]
+    chunked = pa.concat_tables([table.slice(4, 3), table.slice(0, 2), table.slice(9)])
+    assert listed(segments_of(chunked, D)) == [*expected[4:7], *expected[:2], *expected[9:]]
+
+
+def test_conversations_without_segments_read_back_without() -> None:
+    (pack, _) = packs(1, range(4))
+    silent = [i for i, row in enumerate(pack.scored.rows) if row.tokens == 0]
+    assert silent
+    rows = tuple(pack.scored.rows[i] for i in silent)
+    scored = replace(pack.scored, rows=rows, segments=pack.scored.segments.take(silent))
+    alone = replace(pack, scored=scored, judgements=tuple(pack.judgements[i] for i in silent))
+    for found, count in (([], 0), ([alone], len(silent))):
+        segments = segments_of(conversations_table(found, DIRECTIONS, DIRECTIONS_HASH), D)
+        assert (segments.conversations, len(segments.row)) == (count, 0)
+        assert segments.high.shape == segments.low_at.shape == (0, D)
+        assert_typed(segments)
+
+
+@given(
+    st.lists(st.lists(st.integers(0, 1), max_size=150), min_size=1, max_size=6),
+    st.integers(0, 2**32 - 1),
+)
+def test_any_segments_read_back(roles: list[list[int]], seed: int) -> None:
+    segments = sample_segments(roles, D, np.random.default_rng(seed))
+    pack = sample_pack([Position("s", 0, row) for row in range(len(roles))], [0] * len(roles), D, 1)
+    changed = replace(pack, scored=replace(pack.scored, segments=segments))
+    table = conversations_table([changed], DIRECTIONS, DIRECTIONS_HASH)
+    assert listed(segments_of(table, D)) == listed(segments)
+
+
+@pytest.mark.parametrize("rows_at_once", [1, 7, 1024])
+def test_segments_of_an_archive_are_numbered_by_position(
+    archive: Path,
+    slices: list[list[VerdictPack]],
+    rows_at_once: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(archived, "_ROWS_AT_ONCE", rows_at_once)
+    days = sorted((archive / CONVERSATIONS).rglob("*.parquet"))
+    assert len(days) == 2
+    expected = by_position([pack for part in slices for pack in part])
+    for paths in (days, days[::-1]):
+        parts = list(read_segments(paths, D))
+        assert max(segments.conversations for _, segments in parts) <= rows_at_once
+        assert numbered(parts) == dict(enumerate(expected))
+        # Partitions lie on both days, so neither file has the first numbers only.
+        assert [number for numbers, _ in parts for number in numbers] != list(range(len(expected)))
+
+
+def test_numbers_go_by_source_then_partition_then_offset(tmp_path: Path) -> None:
+    places = [
+        Position(source, partition, offset)
+        for source in ("file://b", "file://B", "file://ä", "file://a")
+        for partition in (10, 2)
+        for offset in (100, 30, 2**40)
+    ]
+    found = [sample_pack(places[start::3], [0] * 8, D, seed=start) for start in range(3)]
+    paths = [tmp_path / f"{number}.parquet" for number in range(3)]
+    for path, pack in zip(paths, found, strict=True):
+        write_table(conversations_table([pack], DIRECTIONS, DIRECTIONS_HASH), path)
+    assert numbered(read_segments(paths, D)) == dict(enumerate(by_position(found)))
+
+
+def numbered(
+    parts: Iterable[tuple[np.ndarray, Segments]],
+) -> dict[int, list[list[int]]]:
+    """By number what stands in the segment columns; every number once."""
+    found: dict[int, list[list[int]]] = {}
+    for numbers, segments in parts:
+        for number, lists in zip(numbers.tolist(), listed(segments), strict=True):
+            assert number not in found
+            found[number] = lists
+    return found
 
 
 def test_excerpts_stand_where_they_were_asked_for(slices: list[list[VerdictPack]]) -> None:

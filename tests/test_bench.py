@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from extremes import whole
 from torch.utils.flop_counter import FlopCounterMode
 
 from bench import scorer, shapes
@@ -73,7 +74,8 @@ def test_what_scoring_is_compared_with_finds_the_same(base_model: Path) -> None:
     vectors = torch.from_numpy(found.vectors).reshape(found.last_layer + 1, 16, -1)
     reference = scorer._one_by_one(base_model, vectors, torch.device("cpu"), torch.float32)
     trunk = load_trunk(base_model, scorer.ADAPTER, found.last_layer)
-    cosines, _ = Scorer(trunk, found).score([row[0] for row in rows], [row[1] for row in rows])
+    segments, _ = Scorer(trunk, found).score([row[0] for row in rows], [row[1] for row in rows])
+    cosines = whole(segments)
     for number, statistics in enumerate(reference(rows)):
         lowest, highest, sums, squares = np.array(statistics).T  # roles, in each all directions
         present = slice(len(lowest))

@@ -6,12 +6,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from extremes import whole
 from hypothesis import given
 from hypothesis import strategies as st
 from tiny_families import LAYERS, TINY, fine_tune, save_family
 from tiny_models import edit
 
-from schemas.records import Cosines
+from schemas.records import Segments
 from transforms.model.chunks import FLOOR, can_be_cut, chunks
 from transforms.model.directions import compute_directions
 from transforms.model.loading import load_trunk
@@ -24,14 +25,19 @@ Rows = tuple[list[np.ndarray], list[np.ndarray]]
 
 
 def rows_of(*lengths: int) -> Rows:
-    """Random tokens of tiny models, roles that change every few tokens."""
+    """Random tokens of tiny models; roles change every few tokens, in the last row once only."""
     rng = np.random.default_rng(0)
     ids = [rng.integers(3, 40, length).astype(np.int32) for length in lengths]
-    return ids, [(np.arange(length) % 7 > 3).astype(np.int8) for length in lengths]
+    roles = [np.arange(length) % 7 > 3 for length in lengths]
+    roles[-1] = np.arange(lengths[-1]) >= 5
+    return ids, [each.astype(np.int8) for each in roles]
 
 
-def assert_same(found: Cosines, expected: Cosines) -> None:
+def assert_same(found: Segments, expected: Segments) -> None:
     """Within a step, and at the same tokens where that is not for the last digit to say."""
+    assert found.conversations == expected.conversations
+    for name in ("row", "role", "start", "tokens"):
+        np.testing.assert_array_equal(getattr(found, name), getattr(expected, name))
     for name in ("low", "high"):
         steps = [getattr(each, name).astype(int) for each in (found, expected)]
         assert np.abs(steps[0] - steps[1]).max() <= 1
@@ -45,15 +51,16 @@ def test_chunks_of_any_width_give_what_the_whole_gives(case: str, tmp_path: Path
     found = compute_directions(base, fine_tune(base, tmp_path / "tuned"), 4, 2)
     trunk = load_trunk(None, tmp_path / "tuned", found.last_layer, "cpu", "float32")
     rows = rows_of(CONTEXT, 37)
-    whole, _ = Scorer(trunk, found).score(*rows)
+    at_once, _ = Scorer(trunk, found).score(*rows)
+    assert at_once.tokens.max() == 32, "a segment that lies in many chunks"
     sizes = widths_seen(trunk)
     for width in (3, 14, 46, CONTEXT):
         sizes.clear()
-        cosines, finite = Scorer(trunk, found, width * len(rows[0])).score(*rows)
+        segments, finite = Scorer(trunk, found, width * len(rows[0])).score(*rows)
         assert finite.all()
         assert max(sizes) == width
         assert sum(sizes) == CONTEXT * (LAYERS - 2)
-        assert_same(cosines, whole)
+        assert_same(segments, at_once)
 
 
 def widths_seen(trunk: Any) -> list[int]:
@@ -71,10 +78,12 @@ def test_a_real_conversation_in_chunks(base_model: Path, adapter: Path) -> None:
     rng = np.random.default_rng(1)
     ids = [rng.integers(0, 49152, 500).astype(np.int32)]
     roles = [(np.arange(500) > 200).astype(np.int8)]
-    whole, _ = Scorer(trunk, found).score(ids, roles)
-    cosines, _ = Scorer(trunk, found, 170).score(ids, roles)
-    assert_same(cosines, whole)
-    assert cosines.high_at.max() > 340, "places are counted from the conversation's first token"
+    at_once, _ = Scorer(trunk, found).score(ids, roles)
+    segments, _ = Scorer(trunk, found, 170).score(ids, roles)
+    assert segments.start.tolist() == [0, 64, 128, 192, 201, 265, 329, 393, 457]
+    assert_same(segments, at_once)
+    places = whole(segments).high_at
+    assert places.max() > 340, "places are counted from the conversation's first token"
 
 
 LONGROPE = {"short_factor": [1.0] * 3, "long_factor": [4.0] * 3}

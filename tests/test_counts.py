@@ -1,16 +1,17 @@
 """Counts against numpy on the raw values, then split, merged and compared."""
 
 from collections.abc import Callable
+from random import Random
 
 import numpy as np
 import pytest
+from extremes import stretches_from
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from hypothesis.extra.numpy import arrays
 
-from schemas.records import ABSENT
+from schemas.records import ABSENT, Role
 from transforms.ranges.counts import Counts
-from transforms.ranges.series import per_series
+from transforms.ranges.series import Stretches, per_series
 
 LIMIT = 32767
 Draw = Callable[[np.random.Generator, int], np.ndarray]
@@ -30,7 +31,10 @@ DISTRIBUTIONS: dict[str, Draw] = {
 
 
 def drawn(name: str, n: int, directions: int = 2, seed: int = 0) -> np.ndarray:
-    """Values [n, 4 * directions] of one distribution; a fifth of conversations lack a role."""
+    """Values [n, 4 * directions] of one distribution; a fifth of conversations lack a role.
+
+    Of whole conversations, in all series.
+    """
     rng = np.random.default_rng(seed)
     raw = [DISTRIBUTIONS[name](rng, n) for _ in range(4 * directions)]
     values = np.clip(np.rint(np.stack(raw, axis=1)), -LIMIT, LIMIT).astype(np.int32)
@@ -45,6 +49,11 @@ def present(values: np.ndarray, series: int) -> np.ndarray:
     return column[column != ABSENT]
 
 
+def counted(values: np.ndarray) -> Counts:
+    """Counts of whole conversations."""
+    return Counts.empty(values.shape[1] // 4).plus(stretches_from(values))
+
+
 def allowed_error(column: np.ndarray, exact: float) -> int:
     """The promised bound: the width of the wider bin around the quantile."""
     neighbours = column[column <= exact].max(), column[column >= exact].min()
@@ -53,13 +62,28 @@ def allowed_error(column: np.ndarray, exact: float) -> int:
 
 @pytest.mark.parametrize("name", DISTRIBUTIONS)
 @pytest.mark.parametrize("n", [1, 2, 3, 10, 101, 3000])
+def test_quantiles_keep_their_promise(name: str, n: int) -> None:
+    values = drawn(name, n)
+    counts = counted(values)
+    for q in (0.0, 0.01, 0.5, 0.9, 0.99, 0.999, 1.0):
+        estimates = counts.quantile(q)
+        assert estimates.dtype == np.int32
+        for series in range(values.shape[1]):
+            column = present(values, series)
+            exact = float(np.quantile(column, q))
+            error = abs(int(estimates[series]) - exact)
+            assert error <= allowed_error(column, exact), (q, series)
+
+
+@pytest.mark.parametrize("name", DISTRIBUTIONS)
+@pytest.mark.parametrize("n", [1, 2, 3, 10, 101, 3000])
 def test_quantiles_over_all_conversations_keep_their_promise(name: str, n: int) -> None:
     values = drawn(name, n)
-    counts = Counts.empty(2).plus(values)
+    counts = counted(values)
     total = int((values != ABSENT).any(axis=1).sum())
     assert counts.total == total
     for q in (0.5, 0.9, 0.99, 0.999, 1.0):
-        estimates = counts.quantile(q)
+        estimates = counts.quantile_of_all(q)
         for series in range(values.shape[1]):
             column = present(values, series)
             # Those without the role, put below all values; where even the quantile falls among
@@ -75,128 +99,175 @@ def test_a_rare_role_keeps_to_its_own_tail() -> None:
     values = np.full((1000, 4), 1000, np.int32)
     values[:, [1, 3]] = ABSENT
     values[:50, [1, 3]] = np.arange(50)[:, None] * 100
-    bounds = Counts.empty(1).plus(values).quantile(0.9)
+    counts = counted(values)
     # Over all conversations the 90th percentile lies below all 50; of the 50, 80% is rank 39.2.
-    assert abs(int(bounds[1]) - 3920) <= 32
+    assert abs(int(counts.quantile_of_all(0.9)[1]) - 3920) <= 32
+    # Among its own, conversations without it do not matter: rank 44.1.
+    assert abs(int(counts.quantile(0.9)[1]) - 4410) <= 32
+
+
+def test_a_conversation_may_have_any_number_of_stretches_of_a_role() -> None:
+    rng = np.random.default_rng(0)
+    row = np.sort(rng.integers(0, 300, 1500)).astype(np.int32)
+    row = row[row % 10 != 3]  # every tenth has no tokens at all
+    role = (rng.random(len(row)) < 0.3).astype(np.int8)
+    values = rng.normal(2500, 500, (len(row), 4)).astype(np.int16)
+    counts = Counts.empty(2).plus(Stretches(300, row, role, values))
+    assert counts.total == len(set(row.tolist())) < 300
+    for each in Role:
+        mine = values[role == each]
+        assert counts.stretches[each] == len(mine)
+        # High, then low; of either its own directions.
+        series = [2 * each, 2 * each + 1, 4 + 2 * each, 5 + 2 * each]
+        assert counts.histogram[series].sum(axis=1).tolist() == [len(mine)] * 4
+        assert counts.maximum[series].tolist() == mine.max(axis=0).tolist()
+        for q in (0.1, 0.5, 0.99):
+            exact = np.quantile(mine, q, axis=0)
+            assert np.abs(counts.quantile(q)[series] - exact).max() <= 32
+
+
+def test_conversations_without_stretches_are_not_counted() -> None:
+    nobody = Stretches(5, np.empty(0, np.int32), np.empty(0, np.int8), np.empty((0, 4), np.int16))
+    counts = Counts.empty(2).plus(nobody)
+    assert same(counts, Counts.empty(2))
+    assert counts.total == 0
 
 
 @pytest.mark.parametrize("name", DISTRIBUTIONS)
 def test_maximum_and_numbers_are_exact(name: str) -> None:
     values = drawn(name, 500)
-    counts = Counts.empty(2).plus(values)
+    counts = counted(values)
     expected = [present(values, series).max() for series in range(values.shape[1])]
     assert counts.maximum.tolist() == expected
     assert counts.quantile(1.0).tolist() == expected
+    assert counts.quantile_of_all(1.0).tolist() == expected
     sizes = [len(present(values, series)) for series in range(values.shape[1])]
-    assert per_series(counts.conversations, 2).tolist() == sizes
+    assert per_series(counts.stretches, 2).tolist() == sizes
 
 
 def test_more_rows_than_are_counted_at_once() -> None:
     values = drawn("normal", 2500)
     one_by_one = Counts.empty(2)
     for start in range(0, 2500, 7):
-        one_by_one = one_by_one.plus(values[start : start + 7])
-    assert same(one_by_one, Counts.empty(2).plus(values))
+        one_by_one = one_by_one.plus(stretches_from(values[start : start + 7]))
+    assert same(one_by_one, counted(values))
 
 
 def test_a_role_that_never_spoke_has_no_range() -> None:
     values = drawn("normal", 50)
     values[:, [2, 3, 6, 7]] = ABSENT
-    counts = Counts.empty(2).plus(values)
-    assert counts.conversations[1] == 0
+    counts = counted(values)
+    assert counts.stretches.tolist() == [len(present(values, 0)), 0]
     assert (counts.maximum[[2, 3, 6, 7]] == ABSENT).all()
-    assert (counts.quantile(0.9)[[2, 3, 6, 7]] == 0).all()
-
-
-def test_int16_and_int32_values_count_alike() -> None:
-    values = drawn("uniform", 100)
-    narrow = Counts.empty(2).plus(values.astype(np.int16))
-    assert same(narrow, Counts.empty(2).plus(values))
+    for quantiles in (counts.quantile(0.9), counts.quantile_of_all(0.9)):
+        assert (quantiles[[2, 3, 6, 7]] == 0).all()
+        assert (quantiles[[0, 1, 4, 5]] > 0).all()
 
 
 def test_counts_beyond_32_bits_stay_exact() -> None:
-    counts = Counts.empty(2).plus(drawn("normal", 3))
+    counts = counted(drawn("normal", 3))
     doubled = counts
     for _ in range(40):
         doubled = doubled.merged(doubled)
-    assert doubled.conversations[0] == int(counts.conversations[0]) << 40
+    assert doubled.stretches[0] == int(counts.stretches[0]) << 40
+    assert doubled.total == counts.total << 40
     assert same(Counts.from_arrays(doubled.to_arrays()), doubled)
 
 
 def test_what_is_stored_holds_only_bins_in_use() -> None:
-    arrays = Counts.empty(432).plus(drawn("normal", 200, directions=432)).to_arrays()
+    arrays = counted(drawn("normal", 200, directions=432)).to_arrays()
     assert sum(array.nbytes for array in arrays.values()) < 1_000_000
     assert arrays["counts"].dtype == np.uint8
 
 
 def test_counts_cannot_be_changed_from_outside() -> None:
-    counts = Counts.empty(2).plus(drawn("normal", 5))
-    for array in (counts.maximum, counts.histogram, counts.conversations):
+    counts = counted(drawn("normal", 5))
+    for array in (counts.maximum, counts.histogram, counts.stretches):
         with pytest.raises(ValueError, match="read-only"):
             array[0] = 1
 
 
 def test_other_numbers_of_series_are_refused() -> None:
-    with pytest.raises(ValueError, match="series"):
-        Counts.empty(3).plus(drawn("normal", 5))
+    with pytest.raises(ValueError, match="4 series a role, expected 6"):
+        Counts.empty(3).plus(stretches_from(drawn("normal", 5)))
     with pytest.raises(ValueError, match="3 and of 2 directions"):
         Counts.empty(3).merged(Counts.empty(2))
 
 
-@pytest.mark.parametrize("name", ["counts", "conversations", "indptr", "maximum", "total"])
+@pytest.mark.parametrize("name", ["counts", "stretches", "indptr", "maximum"])
 def test_damaged_arrays_are_refused(name: str) -> None:
-    arrays = Counts.empty(2).plus(drawn("normal", 5)).to_arrays()
+    arrays = counted(drawn("normal", 5)).to_arrays()
     damaged = arrays[name].copy()
-    damaged[-1] += -1 if name == "total" else 1
+    damaged[-1] += 1
     if name == "maximum":
         damaged = damaged[:-1]
     with pytest.raises(ValueError, match=r"fit together|add up|shape"):
         Counts.from_arrays({**arrays, name: damaged})
 
 
-def conversations() -> st.SearchStrategy[np.ndarray]:
-    """Up to five conversations over one direction, any role absent."""
-    number = st.integers(-LIMIT, LIMIT)
-    roles = st.lists(st.tuples(st.booleans(), st.booleans()), min_size=0, max_size=5)
-    return roles.flatmap(
-        lambda there: arrays(np.int32, (len(there), 4), elements=number).map(
-            lambda values: np.where(
-                np.array(there, bool).reshape(-1, 2)[:, [0, 1] * 2], values, ABSENT
-            )
-        )
+Number = st.integers(-LIMIT, LIMIT)
+Conversation = list[tuple[int, tuple[int, int]]]
+"""Over one direction: role, high and low negated of every stretch."""
+
+CONVERSATIONS: st.SearchStrategy[list[Conversation]] = st.lists(
+    st.lists(st.tuples(st.integers(0, 1), st.tuples(Number, Number)), max_size=3), max_size=5
+)
+
+
+def stretches_of(conversations: list[Conversation]) -> Stretches:
+    """The arrays for them."""
+    flat = [(row, *each) for row, stretches in enumerate(conversations) for each in stretches]
+    return Stretches(
+        len(conversations),
+        np.array([row for row, _, _ in flat], np.int32),
+        np.array([role for _, role, _ in flat], np.int8),
+        np.array([values for _, _, values in flat], np.int16).reshape(-1, 2),
     )
 
 
 def same(one: Counts, other: Counts) -> bool:
     """Whether two counts are equal in every array, types included."""
     mine, theirs = one.to_arrays(), other.to_arrays()
-    return all(
+    return mine.keys() == theirs.keys() and all(
         mine[name].dtype == theirs[name].dtype and np.array_equal(mine[name], theirs[name])
         for name in mine
     )
 
 
+@given(CONVERSATIONS)
+def test_counts_are_those_of_a_walk_over_all_stretches(conversations: list[Conversation]) -> None:
+    counts = Counts.empty(1).plus(stretches_of(conversations))
+    assert counts.total == sum(map(bool, conversations))
+    # High of the user, of the assistant; then low of both.
+    for series, (role, side) in enumerate([(0, 0), (1, 0), (0, 1), (1, 1)]):
+        column = [
+            values[side] for stretches in conversations for of, values in stretches if of == role
+        ]
+        assert counts.stretches[role] == counts.histogram[series].sum() == len(column)
+        assert counts.maximum[series] == max(column, default=ABSENT)
+
+
 @settings(max_examples=40, deadline=None)
-@given(conversations(), conversations(), conversations(), st.randoms(use_true_random=False))
+@given(CONVERSATIONS, CONVERSATIONS, CONVERSATIONS, st.randoms(use_true_random=False))
 def test_merging_is_a_commutative_monoid(
-    a: np.ndarray, b: np.ndarray, c: np.ndarray, random: np.random.Generator
+    a: list[Conversation], b: list[Conversation], c: list[Conversation], random: Random
 ) -> None:
     empty = Counts.empty(1)
-    x, y, z = (empty.plus(values) for values in (a, b, c))
+    x, y, z = (empty.plus(stretches_of(each)) for each in (a, b, c))
     assert same(x.merged(y).merged(z), x.merged(y.merged(z)))
     assert same(x.merged(y), y.merged(x))
     assert same(x.merged(empty), x)
-    rows = list(np.concatenate([a, b, c]))
-    random.shuffle(rows)
-    shuffled = np.array(rows, np.int32).reshape(-1, 4)
-    assert same(empty.plus(shuffled), x.merged(y).merged(z))
+    shuffled = [*a, *b, *c]
+    random.shuffle(shuffled)
+    assert same(empty.plus(stretches_of(shuffled)), x.merged(y).merged(z))
 
 
 @settings(max_examples=40, deadline=None)
-@given(conversations())
-def test_arrays_read_back_as_the_same_counts(values: np.ndarray) -> None:
-    counts = Counts.empty(1).plus(values)
+@given(CONVERSATIONS)
+def test_arrays_read_back_as_the_same_counts(conversations: list[Conversation]) -> None:
+    counts = Counts.empty(1).plus(stretches_of(conversations))
     again = Counts.from_arrays(counts.to_arrays())
     assert same(again, counts)
     for q in (0.0, 0.3, 0.9, 1.0):
         assert again.quantile(q).tolist() == counts.quantile(q).tolist()
+        assert again.quantile_of_all(q).tolist() == counts.quantile_of_all(q).tolist()

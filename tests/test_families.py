@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from extremes import whole
 from hypothesis import given
 from hypothesis import strategies as st
 from lapack import largest_component_positive
@@ -111,9 +112,9 @@ def assert_scores(
     rng = np.random.default_rng(0)
     ids = [rng.integers(3, 40, size).astype(np.int32) for size in (17, 9)]
     roles = [(np.arange(len(row)) >= len(row) // 2).astype(np.int8) for row in ids]
-    cosines, finite = Scorer(
-        load_trunk(base, tuned, found.last_layer, "cpu", "float32"), found
-    ).score(ids, roles)
+    trunk = load_trunk(base, tuned, found.last_layer, "cpu", "float32")
+    segments, finite = Scorer(trunk, found).score(ids, roles)
+    cosines = whole(segments)
     assert finite.all()
     for row, tokens in enumerate(ids):
         with torch.no_grad():

@@ -43,10 +43,9 @@ EXCEEDANCE = st.builds(
     STEPS,
     STEPS,
     st.integers(1, 65534),
+    st.integers(0, 2**32 - 1),
 )
-EVIDENCE = st.builds(
-    Evidence, EXCEEDANCE, DIRECTION, st.integers(0, 2**32 - 1), st.none() | UNICODE
-)
+EVIDENCE = st.builds(Evidence, EXCEEDANCE, DIRECTION, st.none() | UNICODE)
 TIMES = st.none() | st.integers(0, 2**42)
 HEADER = st.builds(
     Header,
@@ -65,7 +64,7 @@ ALERTS = st.builds(
     st.integers(-(10**6), 10**6),
     st.integers(-(10**6), 10**6),
     st.lists(EVIDENCE).map(tuple),
-    st.just("budget/1"),
+    st.just("budget/2"),
     st.just("ab" * 32),
     st.just(DIRECTIONS_HASH),
 )
@@ -84,7 +83,7 @@ def errors(event: dict) -> list[str]:
 
 def flagged(count: int = 1, **changes: object) -> Alert:
     """An alert with `count` exceedances, known in every part."""
-    exceedance = Exceedance(Role.ASSISTANT, 0, Side.HIGH, 3277, 1638, 1639)
+    exceedance = Exceedance(Role.ASSISTANT, 0, Side.HIGH, 3277, 1638, 1639, 57)
     direction = SampleDirection("O23_u6", 23, "o_proj", 6, 1.5)
     header = Header(Position("kafka://c/t", 1, 2), 1_700_000_000_000, 1_700_000_060_000, 5, True)
     alert = Alert(
@@ -93,8 +92,8 @@ def flagged(count: int = 1, **changes: object) -> Alert:
         Role.ASSISTANT,
         3000,
         1000,
-        (Evidence(exceedance, direction, 57, None),) * count,
-        "budget/1",
+        (Evidence(exceedance, direction, None),) * count,
+        "budget/2",
         "ab" * 32,
         DIRECTIONS_HASH,
     )
@@ -109,7 +108,7 @@ def test_every_alert_is_a_valid_detection_finding(alert: Alert, clock: int) -> N
     assert errors(event) == []
     assert event["finding_info"]["uid"] == event["metadata"]["uid"]
     assert event["finding_info"]["uid"] == alert_id(
-        alert.row.header.position, DIRECTIONS_HASH, "budget/1"
+        alert.row.header.position, DIRECTIONS_HASH, "budget/2"
     )
     assert line == encode(to_ocsf(alert, clock))
 
@@ -165,9 +164,9 @@ def test_an_alert_names_direction_range_token_and_technique() -> None:
 def test_each_exceeded_direction_is_one_target_with_all_its_exceedances() -> None:
     one, two = sample_directions(2)
     found = (
-        Evidence(Exceedance(Role.USER, 0, Side.HIGH, 50, 20, 30), one, 1, None),
-        Evidence(Exceedance(Role.USER, 1, Side.LOW, -50, -25, 25), two, 2, None),
-        Evidence(Exceedance(Role.ASSISTANT, 0, Side.LOW, -40, -30, 10), one, 3, None),
+        Evidence(Exceedance(Role.USER, 0, Side.HIGH, 50, 20, 30, 1), one, None),
+        Evidence(Exceedance(Role.USER, 1, Side.LOW, -50, -25, 25, 2), two, None),
+        Evidence(Exceedance(Role.ASSISTANT, 0, Side.LOW, -40, -30, 10, 3), one, None),
     )
     event = to_ocsf(flagged(evidences=found))
     targets = [part["analysis_targets"][0]["name"] for part in event["anomaly_analyses"]]
@@ -177,6 +176,7 @@ def test_each_exceeded_direction_is_one_target_with_all_its_exceedances() -> Non
     ]
     assert parameters == ["highest cosine over user tokens", "lowest cosine over assistant tokens"]
     assert len(event["evidences"]) == 3
+    assert [each["data"]["token_start"] for each in event["evidences"]] == [1, 2, 3]
 
 
 @pytest.mark.parametrize(
@@ -208,19 +208,18 @@ def test_an_alert_with_every_series_exceeded_stays_small() -> None:
     assert len(encode(event)) < 100_000
 
 
-def test_only_flagged_rows_become_alerts_with_the_token_of_their_extreme() -> None:
+def test_only_flagged_rows_become_alerts_with_all_that_was_judged() -> None:
     positions = [Position("kafka://c/t", 0, offset) for offset in range(30)]
     pack = sample_pack(positions, [1_700_000_000_000] * 30, directions=4, seed=1)
     found = list(alerts(pack, sample_directions(4), DIRECTIONS_HASH))
     expected = [i for i, judgement in enumerate(pack.judgements) if judgement.status == "flagged"]
     assert [alert.row.header.position.offset for alert in found] == expected
-    for alert in found:
-        row = alert.row.header.position.offset
+    for row, alert in zip(expected, found, strict=True):
+        exceedances = pack.judgements[row].exceedances
+        assert tuple(evidence.exceedance for evidence in alert.evidences) == exceedances
+        tokens = [each["data"]["token_start"] for each in to_ocsf(alert)["evidences"]]
+        assert tokens == [exceedance.token for exceedance in exceedances]
         for evidence in alert.evidences:
-            column = evidence.exceedance.role * 4 + evidence.exceedance.direction
-            high = evidence.exceedance.side == "high"
-            places = pack.scored.cosines.high_at if high else pack.scored.cosines.low_at
-            assert evidence.token == places[row, column]
             assert evidence.direction == sample_directions(4)[evidence.exceedance.direction]
             assert evidence.excerpt is None
 
@@ -233,7 +232,7 @@ def test_excerpts_are_made_only_where_asked_for_and_are_short() -> None:
     )
     for evidence in alert.evidences:
         assert evidence.excerpt is not None and row.token_ids is not None
-        assert evidence.excerpt.startswith(f"{row.token_ids[evidence.token]}x")
+        assert evidence.excerpt.startswith(f"{row.token_ids[evidence.exceedance.token]}x")
         assert len(evidence.excerpt) == 200
     data = to_ocsf(alert)["evidences"][0]["data"]
     assert data["excerpt"] == alert.evidences[0].excerpt
@@ -250,7 +249,7 @@ def test_a_person_reads_what_happened_where() -> None:
     text = describe(json.loads(encode(to_ocsf(flagged()))))
     time = datetime.fromtimestamp(1_700_000_000, UTC).isoformat()
     for part in ("conv-1", "badnet", "O23_u6", "assistant tokens", "+0.1000", "at most +0.0500",
-                 "token 57", "partition 1 offset 2", time, "High", "budget/1"):  # fmt: skip
+                 "token 57", "partition 1 offset 2", time, "High", "budget/2"):  # fmt: skip
         assert part in text
     assert "more in the archive" not in text
     assert "... and 15 more in the archive" in describe(to_ocsf(flagged(20)))

@@ -2,177 +2,199 @@
 
 import math
 import statistics
+from dataclasses import fields, replace
 
 import numpy as np
 import oracle
 import pytest
+from extremes import as_oracle, segments_from, whole
+from normal_traffic import DIRECTIONS, moved, traffic
 
 from schemas.errors import ConfigurationError
-from schemas.records import ABSENT, Cosines, Exceedance, Judgement, Role, Side, Status
+from schemas.records import ABSENT, Exceedance, Judgement, Role, Segments, Side, Status
 from transforms.ranges.calibration import calibrate
 from transforms.ranges.counting import count
-from transforms.ranges.counts import Counts
-from transforms.ranges.policies import POLICY_NAMES, Fitted, PolicySettings, make_policy
+from transforms.ranges.policies import (
+    POLICY_NAMES,
+    Fitted,
+    Judgements,
+    PolicySettings,
+    make_policy,
+)
 from transforms.ranges.ranges import Ranges, close
-from transforms.ranges.series import series_values
+from transforms.ranges.series import Stretches
 
-DIRECTIONS = 7
 SETTINGS = PolicySettings(rate=0.05, percentile=95, min_calibration=30, eps=0.01)
 EPS = 328
 
 
-def traffic(n: int, seed: int, directions: int = DIRECTIONS) -> tuple[Cosines, np.ndarray]:
-    """Cosines that share a factor per conversation and side, some without a role; tokens."""
-    rng = np.random.default_rng(seed)
-    shape = (n, 2 * directions)
-    common = rng.exponential(300, (n, 1))
-    middle = np.linspace(-800, 800, 2 * directions)
-    high = np.rint(middle + 1500 + common + rng.exponential(400, shape)).astype(np.int16)
-    low = np.rint(middle - 1500 - common - rng.exponential(400, shape)).astype(np.int16)
-    tokens = rng.integers(8, 2000, n)
-    absent = rng.random((n, 2)) < [0.05, 0.2]
-    gone = np.repeat(absent, directions, axis=1)
-    nowhere = np.zeros(shape, np.uint32)
-    return Cosines(
-        np.where(gone, ABSENT, low), np.where(gone, ABSENT, high), nowhere, nowhere
-    ), tokens
+EMPTY = Ranges.empty(DIRECTIONS, "d" * 64, "a-model")
+
+
+def fitted_to(segments: Segments) -> Ranges:
+    """Ranges calibrated on conversations."""
+    return calibrate(lambda: [(np.arange(segments.conversations), segments)], EMPTY)
 
 
 def calibrated(n: int = 300, seed: int = 1) -> Ranges:
     """Ranges of `n` conversations."""
-    cosines, tokens = traffic(n, seed)
-    return calibrate(series_values(cosines), tokens, "d" * 64, "a-model")
+    return fitted_to(traffic(n, seed))
 
 
 def naive_judge(name: str, fitted: Fitted, ranges: Ranges) -> oracle.Judge:
-    """The oracle's judge by a fitted policy's own bounds and thresholds."""
+    """The oracle's judge by a fitted policy's own bounds, thresholds and handicaps."""
     names = [
         (role, direction, side)
         for side in (Side.HIGH, Side.LOW)
         for role in Role
         for direction in range(DIRECTIONS)
     ]
+    least = 100 if name == "budget" else 1
     return oracle.Judge(
         oracle.Rules(name),
         {name: int(bound) for name, bound in zip(names, fitted.bounds, strict=True)},
-        {role: bool(ranges.counts.conversations[role] > 0) for role in Role},
+        {role: bool(ranges.conversations.stretches[role] >= least) for role in Role},
         {role: fitted.thresholds[role] for role in Role},
+        {role: 8 * fitted.handicaps[role] for role in Role},
     )
 
 
+def judge(name: str, ranges: Ranges, segments: Segments) -> Judgements:
+    return make_policy(name, SETTINGS).fit(ranges).judge(segments)
+
+
 @pytest.mark.parametrize("name", POLICY_NAMES)
-@pytest.mark.parametrize("n", [0, 1, 25, 60, 300])
+@pytest.mark.parametrize("n", [0, 1, 25, 150, 400])
 def test_every_judgement_is_that_of_the_naive_judge(name: str, n: int) -> None:
-    policy, ranges = make_policy(name, SETTINGS), calibrated(n)
-    cosines, tokens = traffic(200, seed=2)
+    policy, ranges, segments = make_policy(name, SETTINGS), calibrated(n), traffic(150, seed=2)
     fitted = policy.fit(ranges)
-    records = fitted.judge(series_values(cosines), tokens).records()
+    records = fitted.judge(segments).records()
     naive = naive_judge(name, fitted, ranges)
     for row, record in enumerate(records):
-        assert record == naive.judge(cosines.low[row], cosines.high[row], int(tokens[row]))
+        assert record == naive.judge(as_oracle(segments, row))
 
 
 @pytest.mark.parametrize("name", POLICY_NAMES)
 def test_all_three_answers_occur_where_they_should(name: str) -> None:
-    policy = make_policy(name, SETTINGS)
-    cosines, tokens = traffic(200, seed=2)
-    for n, expected in ((20, {Status.UNCALIBRATED}), (300, set(Status) - {Status.UNCALIBRATED})):
-        judgements = policy.fit(calibrated(n)).judge(series_values(cosines), tokens)
-        present = (series_values(cosines)[:, [0, DIRECTIONS]] != ABSENT).any(axis=1)
-        statuses = {judgements.status(int(row)) for row in np.flatnonzero(present)}
-        assert statuses == expected
+    segments = traffic(200, seed=2)
+    present = np.unique(segments.row)
+    for n, expected in ((20, {Status.UNCALIBRATED}), (400, set(Status) - {Status.UNCALIBRATED})):
+        judgements = judge(name, calibrated(n), segments)
+        assert {judgements.status(int(row)) for row in present} == expected
 
 
 def test_range_bounds_are_the_extremes_and_eps_decides() -> None:
-    cosines, tokens = traffic(300, seed=1)
-    fitted = make_policy("range", SETTINGS).fit(calibrated(300))
-    column = cosines.low[:, 3][cosines.low[:, 3] != ABSENT]
-    floor = int(column.min())
-    low = np.full((2, 2 * DIRECTIONS), 0, np.int16)
-    low[0, 3], low[1, 3] = floor - EPS, floor - EPS - 1
-    given = Cosines(low, np.zeros_like(low), cosines.low_at[:2], cosines.high_at[:2])
-    first, second = fitted.judge(series_values(given), tokens[:2]).records()
+    segments = traffic(300, seed=1)
+    floor = int(segments.low[segments.role == Role.USER, 3].min())
+    quiet = [0] * DIRECTIONS
+    just, beyond = quiet.copy(), quiet.copy()
+    just[3], beyond[3] = floor - EPS, floor - EPS - 1
+    given = segments_from([[(0, just, quiet)], [(0, quiet, quiet), (0, beyond, quiet)]], DIRECTIONS)
+    first, second = judge("range", fitted_to(segments), given).records()
     assert first.status is Status.CLEAN
-    expected = Exceedance(Role.USER, 3, Side.LOW, floor - EPS - 1, floor, EPS + 1)
+    # In the second segment of ten tokens, whose lowest stand at its fourth.
+    expected = Exceedance(Role.USER, 3, Side.LOW, floor - EPS - 1, floor, EPS + 1, 13)
     assert (second.status, second.exceedances) == (Status.FLAGGED, (expected,))
 
 
-@pytest.mark.parametrize(("name", "q"), [("percentile", 0.95), ("budget", 0.9)])
-def test_bounds_are_quantiles_of_conversations(name: str, q: float) -> None:
-    values = series_values(traffic(300, seed=1)[0])
-    values = values[(values != ABSENT).any(axis=1)]
-    bounds = make_policy(name, SETTINGS).fit(calibrated(300)).bounds
-    for series, bound in enumerate(bounds):
+def test_bounds_are_quantiles_of_segments_or_of_conversations() -> None:
+    segments = traffic(300, seed=1)
+    bounds = {
+        name: make_policy(name, SETTINGS).fit(fitted_to(segments)).bounds for name in POLICY_NAMES
+    }
+    conversations = whole(segments)
+    spoke = (conversations.high != ABSENT).any(axis=1)
+    for direction in range(2 * DIRECTIONS):
+        role, number = divmod(direction, DIRECTIONS)
+        values = segments.high[segments.role == role, number]
+        assert abs(bounds["budget"][direction] - np.quantile(values, 0.99)) <= 32
         # ABSENT, the lowest value there is, stands for conversations without the role.
-        assert abs(bound - np.quantile(values[:, series], q)) <= 32
+        highest = conversations.high[spoke, direction]
+        assert abs(bounds["percentile"][direction] - np.quantile(highest, 0.95)) <= 32
+        assert bounds["range"][direction] == highest.max()
 
 
 def test_only_the_role_that_is_calibrated_can_flag() -> None:
-    cosines, tokens = traffic(300, seed=1)
-    cosines.high[:290, DIRECTIONS:] = ABSENT
-    cosines.low[:290, DIRECTIONS:] = ABSENT
-    ranges = calibrate(series_values(cosines), tokens, "d" * 64, "a-model")
-    probe = np.full((3, 4 * DIRECTIONS), 0, np.int32)
-    probe[1, DIRECTIONS] = 30_000  # the assistant, far outside
-    probe[2, 0] = 30_000  # the user, far outside
+    segments = traffic(300, seed=1)
+    kept = (segments.role == Role.USER) | (segments.row >= 290)
+    only_user = replace(
+        segments,
+        **{
+            each.name: getattr(segments, each.name)[kept]
+            for each in fields(segments)
+            if each.name != "conversations"
+        },
+    )
+    ranges = fitted_to(only_user)
+    quiet, loud = [0] * DIRECTIONS, [30_000] * DIRECTIONS
+    probe = segments_from(
+        [
+            [(0, quiet, quiet), (1, quiet, quiet)],
+            [(0, quiet, quiet), (1, quiet, loud)],
+            [(0, quiet, loud), (1, quiet, quiet)],
+        ],
+        DIRECTIONS,
+    )
     for name in POLICY_NAMES:
-        records = make_policy(name, SETTINGS).fit(ranges).judge(probe, np.full(3, 64)).records()
+        records = judge(name, ranges, probe).records()
         statuses = [record.status for record in records]
         assert statuses == [Status.UNCALIBRATED, Status.UNCALIBRATED, Status.FLAGGED], name
-        assert records[1].role is Role.ASSISTANT
         assert records[1].threshold is None
         assert {item.role for item in records[2].exceedances} == {Role.USER}
 
 
 def test_a_conversation_without_any_role_is_not_calibrated() -> None:
-    nobody = np.full((1, 4 * DIRECTIONS), ABSENT, np.int32)
     for name in POLICY_NAMES:
-        judgements = make_policy(name, SETTINGS).fit(calibrated()).judge(nobody, np.array([5]))
+        judgements = judge(name, calibrated(), Segments.none(1, DIRECTIONS))
         assert judgements.records() == (Judgement(Status.UNCALIBRATED, None, None, None, ()),)
 
 
-def test_budget_needs_as_many_conversations_as_the_rate_says() -> None:
-    values = np.zeros((40, 4), np.int32)
-    for n, known in ((38, False), (39, True)):  # 2 / 0.05 - 1
-        ranges = calibrate(values[:n], np.full(n, 64), "d" * 64, "a-model")
-        thresholds = make_policy("budget", SETTINGS).fit(ranges).thresholds
+@pytest.mark.parametrize(("rate", "needed"), [(0.05, 125), (0.01, 199)])
+def test_budget_needs_as_many_conversations_as_the_rate_says(rate: float, needed: int) -> None:
+    """2 / rate - 1, and four fifths of them are as many as bounds need."""
+    policy = make_policy("budget", PolicySettings(rate=rate))
+    both = [(0, [-9] * DIRECTIONS, [9] * DIRECTIONS), (1, [-9] * DIRECTIONS, [9] * DIRECTIONS)]
+    for n, known in ((needed - 1, False), (needed, True)):
+        ranges = fitted_to(segments_from([both] * n, DIRECTIONS))
+        thresholds = policy.fit(ranges).thresholds
         assert [threshold is not None for threshold in thresholds] == [known, known]
 
 
 @pytest.mark.parametrize("name", POLICY_NAMES)
 def test_flagged_conversations_do_not_widen_series(name: str) -> None:
-    policy, ranges = make_policy(name, SETTINGS), calibrated()
-    cosines, tokens = traffic(200, seed=2)
-    values = series_values(cosines)
-    values[:50, 3] = np.where(values[:50, 3] == ABSENT, ABSENT, 32_000)
-    judgements = policy.fit(ranges).judge(values, tokens)
+    segments = traffic(200, seed=2)
+    segments = moved(segments, (segments.row < 50) & (segments.role == Role.USER), 3, 32_000)
+    policy, judgements = make_policy(name, SETTINGS), judge(name, calibrated(), segments)
     statuses = [record.status for record in judgements.records()]
-    counted = count(policy, ranges.emptied(), values, judgements)
-    kept = [row for row, status in enumerate(statuses) if status is not Status.FLAGGED]
-    assert 0 < len(kept) <= 150
-    expected = Counts.empty(DIRECTIONS).plus(values[kept])
-    np.testing.assert_array_equal(counted.counts.histogram, expected.histogram)
-    assert counted.counts.maximum[3] < 32_000
+    counted = count(policy, EMPTY, judgements)
+    kept = segments.take([row for row, each in enumerate(statuses) if each is not Status.FLAGGED])
+    assert 0 < kept.conversations <= 160
+    expected = EMPTY.plus(Stretches.of(kept))
+    np.testing.assert_array_equal(counted.segments.histogram, expected.segments.histogram)
+    np.testing.assert_array_equal(counted.conversations.maximum, expected.conversations.maximum)
+    assert counted.segments.maximum[3] < 32_000
     assert (sum(counted.scores.n) > 0) == (name == "budget")
 
 
 def test_a_flood_of_flagged_conversations_lifts_no_threshold() -> None:
-    policy, ranges = make_policy("budget", SETTINGS), calibrated()
-    first = policy.fit(ranges).thresholds
-    quiet = series_values(traffic(100, seed=3)[0])
-    flood = quiet.copy()
-    flood[:, :DIRECTIONS] = 25_000
-    values, tokens = np.concatenate([quiet, flood]), np.full(200, 160)
-    for _ in range(8):
-        fitted = policy.fit(ranges)
-        judgements = fitted.judge(values, tokens)
-        assert judgements.flagged[100:].all()
-        ranges = close(ranges, count(policy, ranges.emptied(), values, judgements))
-    last = policy.fit(ranges).thresholds
-    for before, after in zip(first, last, strict=True):
-        assert before is not None
-        assert after is not None
-        assert after <= before
+    """Nor handicaps: thresholds are about what they would be without it."""
+    policy, calm, flooded = make_policy("budget", SETTINGS), calibrated(), calibrated()
+    for epoch in range(8):
+        quiet, flood = traffic(100, seed=30 + epoch), traffic(100, seed=60 + epoch)
+        flood = moved(flood, np.ones(len(flood.row), np.bool_), 0, 25_000)
+        both = policy.fit(flooded).judge(Segments.joined([quiet, flood]))
+        assert both.flagged[100:][np.unique(flood.row)].all()
+        flooded = close(flooded, count(policy, EMPTY, both))
+        calm = close(calm, count(policy, EMPTY, policy.fit(calm).judge(quiet)))
+    for role in Role:
+        assert limits(policy.fit(flooded), role) <= 1.2 * limits(policy.fit(calm), role)
+
+
+def limits(fitted: Fitted, role: Role) -> float:
+    """What a role's highest score may be at most, on the average over lengths 0 to 2."""
+    threshold = fitted.thresholds[role]
+    assert threshold is not None
+    return threshold + 8 * fitted.handicaps[role]
 
 
 def test_epochs_of_normal_traffic_do_not_wear_the_tail_away() -> None:
@@ -180,47 +202,49 @@ def test_epochs_of_normal_traffic_do_not_wear_the_tail_away() -> None:
     policy, ranges = make_policy("budget", SETTINGS), calibrated(600)
     shares = []
     for epoch in range(12):
-        cosines, tokens = traffic(600, seed=100 + epoch)
-        values = series_values(cosines)
-        judgements = policy.fit(ranges).judge(values, tokens)
+        judgements = policy.fit(ranges).judge(traffic(600, seed=100 + epoch))
         shares.append(judgements.flagged.mean())
-        ranges = close(ranges, count(policy, ranges.emptied(), values, judgements))
+        ranges = close(ranges, count(policy, EMPTY, judgements))
     assert statistics.mean(shares[-4:]) <= 1.5 * SETTINGS.rate
 
 
 @pytest.mark.parametrize("rate", [0.05, 0.01])
 def test_normal_traffic_is_flagged_at_most_at_the_asked_rate(rate: float) -> None:
-    policy = make_policy("budget", PolicySettings(rate=rate))
-    cosines, tokens = traffic(4000, seed=50)
-    values = series_values(cosines)
+    policy, segments = make_policy("budget", PolicySettings(rate=rate)), traffic(4000, seed=50)
     shares = []
     for seed in range(12):
-        judgements = policy.fit(calibrated(500, seed=60 + seed)).judge(values, tokens)
+        judgements = policy.fit(calibrated(500, seed=60 + seed)).judge(segments)
         shares.append(judgements.flagged.mean())
     assert 0 < statistics.mean(shares) <= rate + 2 * statistics.stdev(shares) / math.sqrt(12)
 
 
 def test_calibration_scores_each_fold_by_the_others() -> None:
-    cosines, tokens = traffic(203, seed=9)
-    values = series_values(cosines)
-    ranges = calibrate(values, tokens, "d" * 64, "a-model")
+    segments = traffic(203, seed=9)
+    ranges = fitted_to(segments)
     policy = make_policy("budget", SETTINGS)
-    expected: list[list[int]] = [[], []]
+    expected: list[list[tuple[int, int]]] = [[], []]
     for fold in range(5):
         others = [row for row in range(203) if row % 5 != fold]
-        counted = Ranges.empty(DIRECTIONS, "d" * 64, "a-model")
-        counted = Ranges("d" * 64, "a-model", counted.counts.plus(values[others]), counted.scores)
+        counted = EMPTY.plus(Stretches.of(segments.take(others)))
         naive = naive_judge("budget", policy.fit(counted), counted)
         for row in range(fold, 203, 5):
-            for role in Role:
-                if cosines.high[row, role * DIRECTIONS] != ABSENT:
-                    outside = naive.outside(role, cosines.low[row], cosines.high[row])
-                    expected[role].append(naive.score(outside, int(tokens[row])) // 8)
+            for role, found in naive.role_scores(as_oracle(segments, row)).items():
+                if found is not None:
+                    score, stretches = found
+                    expected[role].append((stretches.bit_length() - 1, score // 8))
     for role in Role:
-        tally = ranges.scores.roles[role]
-        assert np.repeat(tally.bins, tally.counts).tolist() == sorted(expected[role])
-    whole = Counts.empty(DIRECTIONS).plus(values)
-    np.testing.assert_array_equal(ranges.counts.histogram, whole.histogram)
+        tally = ranges.scores.kept[role]
+        pairs = np.repeat(np.stack([tally.lengths, tally.bins], axis=1), tally.counts, axis=0)
+        assert [tuple(pair) for pair in pairs.tolist()] == sorted(expected[role])
+    everything = EMPTY.plus(Stretches.of(segments))
+    np.testing.assert_array_equal(ranges.segments.histogram, everything.segments.histogram)
+
+
+def test_calibration_does_not_depend_on_the_parts_it_comes_in() -> None:
+    segments = traffic(250, seed=4)
+    rows = np.random.default_rng(0).permutation(250)
+    parts = [(part, segments.take(part)) for part in np.array_split(rows, 7)]
+    assert calibrate(lambda: parts, EMPTY).hash == fitted_to(segments).hash
 
 
 def test_wrong_settings_are_refused_in_one_line() -> None:

@@ -5,28 +5,64 @@ import pickle
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from extremes import segments_from, stretches_from
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.numpy import load, save
 
 from schemas.artefacts import read_json, sha256_file, write_json
 from schemas.errors import ConfigurationError
-from schemas.records import ABSENT
-from transforms.ranges.calibration import calibrate
+from schemas.records import ABSENT, Segments
+from transforms.ranges.counts import Counts
 from transforms.ranges.ranges import Ranges, close
+from transforms.ranges.scores import ScoreCounts
+from transforms.ranges.series import Stretches
 from transforms.ranges.snapshots import load_snapshot, save_snapshot
 
 HASH = "d" * 64
+FIXTURES = Path(__file__).parent / "fixtures"
+
+
+def some_segments(n: int, seed: int = 0) -> Segments:
+    """Of conversations over two directions, two segments a role; a sixth without assistant."""
+    rng = np.random.default_rng(seed)
+    rows = []
+    for row in range(n):
+        roles = (0, 0) if row < n // 6 else (0, 1, 0, 1)
+        rows.append([(role, *np.sort(rng.integers(-2000, 9000, (2, 2)), axis=0)) for role in roles])
+    return segments_from(rows, 2)
 
 
 def some_ranges(n: int = 60, seed: int = 0, model: str = "a-model") -> Ranges:
-    """Ranges over two directions, a few conversations without assistant."""
+    """Ranges with the values of `some_segments`, and a score of every role in a conversation."""
     rng = np.random.default_rng(seed)
-    values = rng.integers(-2000, 9000, (n, 8)).astype(np.int32)
-    values[: n // 6, [2, 3, 6, 7]] = ABSENT
-    return calibrate(values, np.full(n, 100), HASH, model)
+    scores = rng.integers(-500, 4000, (n, 2)).astype(np.int32)
+    scores[: n // 6, 1] = ABSENT
+    empty = Ranges.empty(2, HASH, model)
+    counted = empty.plus(Stretches.of(some_segments(n, seed)))
+    return counted.plus_scores(scores, rng.integers(0, 4, (n, 2)), scores == ABSENT)
+
+
+def test_segments_and_whole_conversations_are_counted_beside_each_other() -> None:
+    ranges, apart = some_ranges(), Stretches.of(some_segments(60))
+    assert same(ranges.segments, Counts.empty(2).plus(apart))
+    assert same(ranges.conversations, Counts.empty(2).plus(apart.whole()))
+    assert ranges.segments.stretches.tolist() == [120, 100]
+    assert ranges.conversations.stretches.tolist() == [60, 50]
+    assert ranges.segments.total == ranges.conversations.total == 60
+    np.testing.assert_array_equal(ranges.segments.maximum, ranges.conversations.maximum)
+
+
+def same(one: Counts | ScoreCounts, other: Counts | ScoreCounts) -> bool:
+    """Whether two counts are equal in every array."""
+    mine, theirs = one.to_arrays(), other.to_arrays()
+    return mine.keys() == theirs.keys() and all(
+        np.array_equal(mine[name], theirs[name]) for name in mine
+    )
 
 
 @settings(max_examples=20, deadline=None)
@@ -35,6 +71,8 @@ def test_bytes_read_back_and_hash_names_the_content(n: int, m: int, model: str) 
     one, other = some_ranges(n, 1, model), some_ranges(m, 2, model)
     again = Ranges.from_bytes(one.to_bytes())
     assert (again.hash, again.model, again.to_bytes()) == (one.hash, model, one.to_bytes())
+    for name in ("segments", "conversations", "scores"):
+        assert same(getattr(again, name), getattr(one, name))
     assert close(one, other).hash == close(other, one).hash
     assert close(one, one.emptied()).hash == one.hash
     assert (close(one, other).hash == one.hash) == (m == 0)
@@ -48,6 +86,21 @@ def test_hash_depends_on_model_and_directions() -> None:
         for model in ("a", "b")
     }
     assert len(hashes) == 8
+
+
+def test_hash_depends_on_segments_conversations_and_scores() -> None:
+    empty = Ranges.empty(2, HASH, "a-model")
+    apart = Stretches.of(some_segments(6))
+    scores = np.zeros((6, 2), np.int32)
+    lengths, absent = np.zeros((6, 2), np.int64), np.zeros((6, 2), np.bool_)
+    found = [
+        empty,
+        empty.plus(apart),
+        empty.plus(apart.whole()),
+        empty.plus_scores(scores, lengths, absent),
+        empty.plus_scores(scores, lengths + 1, absent),
+    ]
+    assert len({ranges.hash for ranges in found}) == len(found)
 
 
 def test_another_process_makes_the_same_bytes_and_hash() -> None:
@@ -94,7 +147,9 @@ def test_snapshot_reads_back_with_its_story(tmp_path: Path) -> None:
     manifest = json.loads((folder / "ranges.json").read_text())
     assert manifest["conversations"] == {"user": 60, "assistant": 50}
     assert manifest["scores"] == {"user": 60, "assistant": 50}
-    assert manifest["score_rule"] == "budget/1"
+    assert manifest["score_rule"] == "budget/2"
+    assert manifest["format"] == 3
+    assert manifest["directions"] == 2
     assert manifest["sha256"] == sha256_file(folder / "ranges.safetensors")
     assert manifest["made"] == {"input": "log.jsonl"}
 
@@ -113,7 +168,9 @@ def test_damaged_tensors_are_refused(tmp_path: Path) -> None:
     refused(tmp_path, "is not the file")
 
 
-@pytest.mark.parametrize(("name", "value"), [("format", 3), ("score_rule", "budget/0")])
+@pytest.mark.parametrize(
+    ("name", "value"), [("format", 2), ("format", 4), ("score_rule", "budget/1")]
+)
 def test_other_versions_are_refused(tmp_path: Path, name: str, value: object) -> None:
     save_snapshot(some_ranges(), tmp_path, {})
     manifest = read_json(tmp_path / "ranges.json")
@@ -130,6 +187,99 @@ def test_a_manifest_that_is_none_is_refused(tmp_path: Path, text: str) -> None:
 
 def test_an_empty_folder_is_refused(tmp_path: Path) -> None:
     refused(tmp_path, "no ranges snapshot")
+
+
+# --- former formats -----------------------------------------------------------------------------
+
+
+def identity(data: bytes) -> dict[str, Any]:
+    """What the header of ranges as bytes says of them; its length stands in 8 bytes before it."""
+    size = int.from_bytes(data[:8], "little")
+    return json.loads(json.loads(data[8 : 8 + size])["__metadata__"]["deltawatch"])
+
+
+def as_bytes(arrays: dict[str, np.ndarray], number: int) -> bytes:
+    """Ranges of a format."""
+    story = {"format": number, "directions_hash": HASH, "model": "a-model"}
+    return save(arrays, {"deltawatch": json.dumps(story)})
+
+
+def arrays_before(values: np.ndarray, number: int) -> dict[str, np.ndarray]:
+    """What format 1 or 2 held of whole conversations, values [n, 4D]: one count of everything."""
+    counts = Counts.empty(values.shape[1] // 4).plus(stretches_from(values)).to_arrays()
+    counts["conversations"] = counts.pop("stretches")
+    if number == 1:
+        del counts["total"]
+    scores = {
+        f"{role}_score_{name}": np.array([5, 7], kind)
+        for role in ("user", "assistant")
+        for name, kind in (("bins", np.int32), ("counts", np.int64))
+    }
+    return {**counts, **scores, "absent": np.array([0, 3])}
+
+
+def test_ranges_say_their_format() -> None:
+    ranges = some_ranges()
+    assert identity(ranges.to_bytes()) == {"format": 3, "directions_hash": HASH, "model": "a-model"}
+    arrays = load(ranges.to_bytes())
+    assert Ranges.from_bytes(as_bytes(arrays, 3)).hash == ranges.hash
+    with pytest.raises(ValueError, match="format 4, newer than 3"):
+        Ranges.from_bytes(as_bytes(arrays, 4))
+
+
+@pytest.mark.parametrize("name", sorted(load(some_ranges(5).to_bytes())))
+def test_ranges_with_a_missing_array_are_refused(name: str) -> None:
+    arrays = load(some_ranges(5).to_bytes())
+    del arrays[name]
+    with pytest.raises(ValueError, match="is missing"):
+        Ranges.from_bytes(as_bytes(arrays, 3))
+
+
+@pytest.mark.parametrize("number", [1, 2])
+def test_of_a_former_format_the_counts_of_whole_conversations_are_kept(number: int) -> None:
+    rng = np.random.default_rng(0)
+    values = rng.integers(-2000, 9000, (60, 8)).astype(np.int32)
+    values[:10, [2, 3, 6, 7]] = ABSENT
+    values[10:12] = ABSENT
+    values[12, [0, 1, 4, 5]] = ABSENT
+    ranges = Ranges.from_bytes(as_bytes(arrays_before(values, number), number))
+    assert (ranges.directions_hash, ranges.model) == (HASH, "a-model")
+    expected = Counts.empty(2).plus(stretches_from(values))
+    np.testing.assert_array_equal(ranges.conversations.histogram, expected.histogram)
+    np.testing.assert_array_equal(ranges.conversations.maximum, expected.maximum)
+    assert ranges.conversations.stretches.tolist() == [57, 48]
+    # Format 1 did not say how many there were: at least as many as have the more frequent role.
+    assert ranges.conversations.total == {1: 57, 2: 58}[number]
+    assert same(ranges.segments, Counts.empty(2))
+    assert same(ranges.scores, ScoreCounts.empty())
+    again = Ranges.from_bytes(ranges.to_bytes())
+    assert identity(ranges.to_bytes())["format"] == 3
+    assert again.hash == ranges.hash
+    assert same(again.conversations, ranges.conversations)
+
+
+@pytest.mark.parametrize(("state", "number"), [("state_1", 1), ("state_2", 2)])
+def test_files_of_former_versions_can_be_read(state: str, number: int) -> None:
+    found = []
+    for path in (FIXTURES / state / "state/ranges").iterdir():
+        data = path.read_bytes()
+        arrays, ranges = load(data), Ranges.from_bytes(data)
+        assert identity(data)["format"] == number
+        assert ranges.directions_hash == identity(data)["directions_hash"]
+        assert ranges.conversations.maximum.tolist() == arrays["maximum"].tolist()
+        assert ranges.conversations.histogram.sum() == arrays["counts"].sum()
+        assert same(ranges.segments, Counts.empty(ranges.conversations.directions))
+        assert ranges.scores.n == (0, 0)
+        found.append(ranges.conversations.stretches.tolist())
+    assert sorted(found) == [[1, 1], [9, 9]]
+
+
+@pytest.mark.parametrize("name", ["counts", "conversations"])
+def test_damaged_ranges_of_a_former_format_are_refused(name: str) -> None:
+    arrays = arrays_before(np.full((4, 8), 700, np.int32), 2)
+    arrays[name] = arrays[name] + 1
+    with pytest.raises(ValueError, match="add up"):
+        Ranges.from_bytes(as_bytes(arrays, 2))
 
 
 def refused(folder: Path, why: str, digest: str = HASH) -> None:

@@ -7,12 +7,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from cheap_scorer import segments_of
 from peft import PeftModel
 from tiny_families import TINY, save_family, train
 from tiny_models import edit
 
 from schemas.errors import ConfigurationError
-from schemas.records import STEPS_PER_UNIT, Cosines, Role
+from schemas.records import STEPS_PER_UNIT, Segments
 from transforms.model import directions, loading
 from transforms.model.adapter import check_shareable
 from transforms.model.directions import Directions, compute_directions
@@ -56,8 +57,8 @@ def merged(base: Path, tuned: Sequence[Path]) -> Any:
 
 
 def expected(model: Any, artefact: Directions, batch: Rows) -> list[list[float]]:
-    """Lowest, then highest cosine by role and direction, from all hidden states."""
-    found = []
+    """Lowest, then highest cosine by direction, per segment, from all hidden states."""
+    found: list[list[float]] = []
     for ids, roles in zip(*batch, strict=True):
         with torch.no_grad():
             out = model.base_model(
@@ -70,18 +71,13 @@ def expected(model: Any, artefact: Directions, batch: Rows) -> list[list[float]]
                 for entry, vector in zip(artefact.entries, artefact.vectors, strict=True)
             ]
         )
-        parts = [table[:, roles == role] for role in Role]
-        found.append(
-            [
-                *np.hstack([part.min(1) for part in parts]),
-                *np.hstack([part.max(1) for part in parts]),
-            ]
-        )
+        parts = [table[:, start:end] for start, end in segments_of(roles.tolist())]
+        found += [[*part.min(1), *part.max(1)] for part in parts]
     return found
 
 
-def steps(cosines: Cosines) -> np.ndarray:
-    return np.hstack([cosines.low, cosines.high]).astype(float)
+def steps(segments: Segments) -> np.ndarray:
+    return np.hstack([segments.low, segments.high]).astype(float)
 
 
 @pytest.mark.parametrize("case", LINEAR)
@@ -92,17 +88,17 @@ def test_every_model_scores_as_merged_alone_whatever_was_scored_before(
     engines = [AdapterEngine(shared, which) for which in range(3)]
     first = [engine.scorer().score(*rows(which)) for which, engine in enumerate(engines)]
     for which in (1, 0, 2, 0, 2, 1):
-        cosines, finite = engines[which].scorer().score(*rows(which))
+        segments, finite = engines[which].scorer().score(*rows(which))
         assert finite.all()
-        np.testing.assert_array_equal(steps(cosines), steps(first[which][0]))
-    for which, (cosines, _) in enumerate(first):
+        np.testing.assert_array_equal(steps(segments), steps(first[which][0]))
+    for which, (segments, _) in enumerate(first):
         artefact = directions.load(shared.directions[which])
         oracle = expected(merged(shared.base, shared.tuned[which]), artefact, rows(which))
-        apart = steps(cosines) - np.array(oracle) * STEPS_PER_UNIT
+        apart = steps(segments) - np.array(oracle) * STEPS_PER_UNIT
         assert np.abs(apart).max() < 1.5, "a step, and half of one for rounding"
         trunk = loading.load_trunk(shared.base, shared.tuned[which], artefact.last_layer, "cpu")
         alone, _ = Scorer(trunk, artefact).score(*rows(which))
-        assert np.abs(steps(cosines) - steps(alone)).max() <= 1
+        assert np.abs(steps(segments) - steps(alone)).max() <= 1
     assert np.abs(steps(first[0][0]) - steps(engines[0].scorer().score(*rows(1))[0])).max() > 100
 
 

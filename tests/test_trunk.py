@@ -6,6 +6,7 @@ import re
 import shutil
 import threading
 import weakref
+from dataclasses import astuple
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,7 +14,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from cheap_scorer import CheapScorer
+from cheap_scorer import CheapScorer, segments_of
+from extremes import Extremes, whole
 from hypothesis import given
 from hypothesis import strategies as st
 from lapack import largest_component_positive, svd_of_merged_difference
@@ -25,12 +27,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForCausalLM
 
 from schemas.errors import ConfigurationError
-from schemas.records import ABSENT, STEPS_PER_UNIT, Cosines, Role
+from schemas.records import ABSENT, STEPS_PER_UNIT, Role, Segments
 from transforms import formats
 from transforms.model.directions import DirectionEntry, Directions, Manifest, compute_directions
 from transforms.model.loading import load_tokenizer, load_trunk
-from transforms.model.reduction import PIECE, Reduction
+from transforms.model.reduction import PIECE, TOGETHER, Reduction
 from transforms.model.roles import tokenize
+from transforms.model.segments import cut
 from transforms.model.trunk import Scorer
 
 MAX_TOKENS = 160
@@ -83,11 +86,12 @@ def test_real_conversations_against_a_plain_forward_pass(
     vectors = directions_by_lapack(base_model, adapter, found)
     absences = 0
     for row in range(50):
-        cosines, finite = batches[row // 10]
+        segments, finite = batches[row // 10]
+        cosines = whole(segments.take([row % 10]))
         assert finite.all()
         table = plain_cosines(model, vectors, ids[row])
         for role in Role:
-            absences += assert_row(cosines, row % 10, role, table, roles[row])
+            absences += assert_row(cosines, 0, role, table, roles[row])
     assert absences > 0, "some conversation lacks a role"
 
 
@@ -113,7 +117,9 @@ def plain_cosines(model: Any, vectors: list[LayerVector], ids: np.ndarray) -> np
     return np.stack([unit[layer + 1] @ vector for layer, vector in vectors], axis=1)
 
 
-def assert_row(cosines: Cosines, row: int, role: Role, table: np.ndarray, roles: np.ndarray) -> int:
+def assert_row(
+    cosines: Extremes, row: int, role: Role, table: np.ndarray, roles: np.ndarray
+) -> int:
     """Compare one conversation's values of a role; 1 where the role is absent, else 0."""
     size = table.shape[1]
     part = slice(role * size, (role + 1) * size)
@@ -141,15 +147,17 @@ def test_real_scores_hardly_depend_on_the_batch(scorer: Scorer, real_batch: Batc
     together, _ = scorer.score(ids, roles)
     for row in range(6):
         alone, _ = scorer.score([ids[row]], [roles[row]])
-        assert np.abs(alone.low[0].astype(int) - together.low[row]).max() <= 1
-        assert np.abs(alone.high[0].astype(int) - together.high[row]).max() <= 1
+        mine = together.take([row])
+        np.testing.assert_array_equal(alone.start, mine.start)
+        assert np.abs(alone.low.astype(int) - mine.low).max() <= 1
+        assert np.abs(alone.high.astype(int) - mine.high).max() <= 1
 
 
 def test_the_same_batch_gives_the_same_bits(scorer: Scorer, real_batch: Batch) -> None:
     ids, roles = ([array[:80] for array in part[:5]] for part in real_batch)
     first, second = scorer.score(ids, roles)[0], scorer.score(ids, roles)[0]
-    for name in ("low", "high", "low_at", "high_at"):
-        np.testing.assert_array_equal(getattr(first, name), getattr(second, name))
+    for mine, theirs in zip(astuple(first), astuple(second), strict=True):
+        np.testing.assert_array_equal(mine, theirs)
 
 
 def test_a_trunk_ends_at_the_last_monitored_layer(
@@ -253,10 +261,16 @@ TABLE = np.array(
 EXACT = Scorer(Lookup(TABLE, 3), made_of(AXES, [0, 0, 2]))
 
 
-def score(*rows: tuple[list[int], str], scorer: Scorer = EXACT) -> tuple[Cosines, np.ndarray]:
+def segments(*rows: tuple[list[int], str], scorer: Scorer = EXACT) -> tuple[Segments, np.ndarray]:
     """Score rows of token ids and roles, these as letters u and a."""
     ids = [np.array(row, np.int32) for row, _ in rows]
     return scorer.score(ids, [np.array(["ua".index(x) for x in w], np.int8) for _, w in rows])
+
+
+def score(*rows: tuple[list[int], str], scorer: Scorer = EXACT) -> tuple[Extremes, np.ndarray]:
+    """The extremes of whole conversations."""
+    found, finite = segments(*rows, scorer=scorer)
+    return whole(found), finite
 
 
 def steps(*values: float) -> list[int]:
@@ -273,8 +287,46 @@ def test_exact_values_and_places() -> None:
     np.testing.assert_array_equal(cosines.high[0], steps(0.6, 0, 0) + steps(0.5, 0.5, 0.5))
     np.testing.assert_array_equal(cosines.low_at[0, [0, 1, 3, 4, 5]], [1, 1, 2, 2, 2])
     np.testing.assert_array_equal(cosines.high_at[0, :2], [0, 0])
-    types = [array.dtype for array in (cosines.low, cosines.high, cosines.low_at, cosines.high_at)]
-    assert types == [np.int16, np.int16, np.uint32, np.uint32]
+
+
+def test_segments_are_runs_of_one_role_of_at_most_64_tokens() -> None:
+    roles = "u" * 3 + "a" * 130 + "u" + "a" * 64
+    ids = [4] * len(roles)
+    ids[3 + 64], ids[3 + 129], ids[-1] = 3, 1, 2
+    found, finite = segments(([1], "a"), (ids, roles))
+    assert finite.all()
+    assert found.conversations == 2
+    assert found.row.tolist() == [0] + [1] * 6
+    assert "".join("ua"[role] for role in found.role) == "auaaaua"
+    assert found.start.tolist() == [0, 0, 3, 67, 131, 133, 134]
+    assert found.tokens.tolist() == [1, 3, 64, 64, 2, 1, 64]
+    highest = [steps(0.6, 0, 0), *[steps(0, 0, 0)] * 6]
+    highest[3], highest[4] = steps(0.5, 0.5, 0.5), steps(0.6, 0, 0)
+    np.testing.assert_array_equal(found.high, highest)
+    np.testing.assert_array_equal(found.low[:, 1], [0, 0, 0, 0, 0, 0, *steps(-1)])
+    np.testing.assert_array_equal(found.high_at[[3, 4], 0], [0, 1])
+    np.testing.assert_array_equal(found.low_at[6], [0, 63, 0])
+    types = (found.row, found.role, found.start, found.tokens, found.low, found.high_at)
+    assert [array.dtype.name for array in types] == [
+        "int32",
+        "int8",
+        "uint32",
+        "uint8",
+        "int16",
+        "uint8",
+    ]
+
+
+@given(st.lists(st.lists(st.tuples(st.integers(1, 150), st.booleans()), max_size=5), max_size=4))
+def test_cuts_are_those_of_a_walk_from_token_to_token(rows: list[Any]) -> None:
+    roles = [np.array([role for count, role in row for _ in range(count)], np.int8) for row in rows]
+    expected = [
+        (number, whose[start], start, end)
+        for number, whose in enumerate(roles)
+        for start, end in segments_of(whose.tolist())
+    ]
+    found = cut(roles)
+    assert list(zip(found.row, found.role, found.start, found.end, strict=True)) == expected
 
 
 @pytest.mark.parametrize("bad", [5, 6, 7], ids=["nan", "inf", "length overflows"])
@@ -282,8 +334,8 @@ def test_rows_that_are_not_finite_are_told_apart(bad: int) -> None:
     cosines, finite = score(([1, bad, 3], "uua"), ([1, 2, 3, 3], "uuaa"))
     np.testing.assert_array_equal(finite, [False, True])
     assert (cosines.low[0] == ABSENT).all()
-    assert (cosines.high_at[0] == 0).all()
     np.testing.assert_array_equal(cosines.low[1, :3], steps(0, -1, 0))
+    assert segments(([1, bad, 3], "uua"), ([1, 3], "ua"))[0].row.tolist() == [1, 1]
 
 
 def test_a_residual_of_zero_is_at_right_angles_to_everything() -> None:
@@ -294,10 +346,10 @@ def test_a_residual_of_zero_is_at_right_angles_to_everything() -> None:
 
 def test_nothing_to_score() -> None:
     for rows in ([], [([], "")], [([], ""), ([], "")]):
-        cosines, finite = score(*rows)
-        assert cosines.low.shape == cosines.high_at.shape == (len(rows), 6)
+        found, finite = segments(*rows)
+        assert found.conversations == len(rows)
+        assert found.low.shape == found.high_at.shape == (0, 3)
         assert finite.shape == (len(rows),)
-        assert (cosines.high == ABSENT).all()
     cosines, finite = score(([], ""), ([1], "u"))
     assert finite.all()
     np.testing.assert_array_equal(cosines.high[:, 0], [ABSENT, *steps(0.6)])
@@ -310,11 +362,11 @@ ROWS = st.lists(
 
 def assert_batch_does_not_matter(scorer: Any, rows: list[Any]) -> None:
     parts = [([i for i, _ in row], "".join(w for _, w in row)) for row in rows]
-    together, _ = score(*parts, scorer=scorer)
+    together, _ = segments(*parts, scorer=scorer)
     for row, part in enumerate(parts):
-        alone, _ = score(part, scorer=scorer)
-        for name in ("low", "high", "low_at", "high_at"):
-            np.testing.assert_array_equal(getattr(together, name)[row], getattr(alone, name)[0])
+        alone, _ = segments(part, scorer=scorer)
+        for mine, theirs in zip(astuple(together.take([row])), astuple(alone), strict=True):
+            np.testing.assert_array_equal(mine, theirs)
 
 
 @given(ROWS)
@@ -329,12 +381,14 @@ def test_a_batch_in_one_chunk_needs_no_cache() -> None:
 
 
 def test_places_in_a_row_longer_than_the_reduction_looks_at_together() -> None:
+    assert PIECE % 64 == 0
     ids = np.full(2 * PIECE + 100, 4, np.int32)
     ids[[PIECE - 1, 2 * PIECE, 2 * PIECE + 50]] = [3, 2, 1]
     roles = (np.arange(len(ids)) >= 2 * PIECE + 50).astype(np.int8)
-    cosines, finite = Scorer(Lookup(TABLE, 3), made_of(AXES, [0, 0, 2]), 10**6).score(
+    found, finite = Scorer(Lookup(TABLE, 3), made_of(AXES, [0, 0, 2]), 10**6).score(
         [ids, ids[:5]], [roles, roles[:5]]
     )
+    cosines = whole(found)
     assert finite.all()
     np.testing.assert_array_equal(cosines.high[0], steps(0.5, 0.5, 0.5) + steps(0.6, 0, 0))
     np.testing.assert_array_equal(cosines.low[0], steps(0, -1, 0) + steps(0, 0, 0))
@@ -357,13 +411,29 @@ class Largest(TorchDispatchMode):
 
 
 def test_the_reduction_makes_nothing_larger_than_a_number_per_token_and_direction() -> None:
-    rows, tokens, k = 3, 500, 40
-    reduction = Reduction(rows, torch.device("cpu"))
+    rows, tokens, k = 3, 512, 40
+    reduction = Reduction(cut([np.zeros(tokens, np.int8)] * rows), rows, torch.device("cpu"))
     hidden, directions = torch.randn(rows, tokens, 16), torch.randn(k, 16)
     with Largest() as largest:
-        reduction.begin(torch.zeros(rows, tokens, dtype=torch.int8), 0)
+        reduction.begin(torch.zeros(rows, tokens, dtype=torch.bool), 0)
         reduction.add(0, hidden, directions)
     assert largest.bytes == 4 * rows * tokens * k
+
+
+def test_short_segments_are_laid_side_by_side_in_parts() -> None:
+    """A segment of one token takes the place of 64."""
+    tokens, k = 4 * TOGETHER, 3
+    roles = (np.arange(tokens) % 2).astype(np.int8)
+    reduction = Reduction(cut([roles]), 1, torch.device("cpu"))
+    hidden, directions = torch.randn(1, tokens, 16), torch.eye(k, 16)
+    with Largest() as largest:
+        reduction.begin(torch.zeros(1, tokens, dtype=torch.bool), 0)
+        reduction.add(0, hidden, directions)
+    assert largest.bytes == max(8 * tokens * 64, 4 * TOGETHER * 64 * k)
+    found, _ = reduction.result()
+    cosines = hidden[0] @ directions.T / hidden[0].norm(dim=-1, keepdim=True)
+    np.testing.assert_allclose(found.low * STEP, cosines.numpy(), atol=STEP)
+    np.testing.assert_array_equal(found.low, found.high)
 
 
 def test_hooks_are_gone_even_when_the_model_fails() -> None:
@@ -381,12 +451,12 @@ def test_directions_out_of_order_are_refused() -> None:
 
 
 def test_threads_may_share_a_scorer() -> None:
-    expected = {count: score(([1, 2] * count, "ua" * count))[0].high_at for count in range(1, 9)}
+    expected = {count: segments(([1, 2] * count, "ua" * count))[0].high for count in range(1, 9)}
     wrong: list[int] = []
 
     def work(count: int) -> None:
         for _ in range(20):
-            if (score(([1, 2] * count, "ua" * count))[0].high_at != expected[count]).any():
+            if (segments(([1, 2] * count, "ua" * count))[0].high != expected[count]).any():
                 wrong.append(count)
 
     threads = [threading.Thread(target=work, args=[count]) for count in expected]
@@ -412,10 +482,10 @@ def test_the_cheap_scorer_is_one_number_per_conversation(rows: list[Any]) -> Non
 def test_the_cheap_scorer_looks_like_the_real_one() -> None:
     ids = [np.arange(40, dtype=np.int32) + row for row in range(200)]
     roles = [(np.arange(40) >= 15).astype(np.int8)] * 200
-    cosines, finite = CheapScorer(50, seed=1).score(ids, roles)
+    found, finite = CheapScorer(50, seed=1).score(ids, roles)
     assert finite.all()
-    assert (cosines.low <= cosines.high).all()
-    assert np.abs(np.concatenate([cosines.low, cosines.high]).std() * STEP - 0.04) < 0.001
-    assert cosines.low_at[:, :50].max() == 14
-    assert cosines.low_at[:, 50:].min() == 15
-    assert (CheapScorer(50, seed=2).score(ids, roles)[0].low != cosines.low).mean() > 0.99
+    assert (found.low <= found.high).all()
+    assert np.abs(np.concatenate([found.low, found.high]).std() * STEP - 0.04) < 0.001
+    assert found.low_at[found.role == 0].max() == 14
+    assert found.start[found.role == 1].min() == 15
+    assert (CheapScorer(50, seed=2).score(ids, roles)[0].low != found.low).mean() > 0.99

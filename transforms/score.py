@@ -1,4 +1,4 @@
-"""Batches of token ids to the lowest and highest cosine per role and direction."""
+"""Batches of token ids to the lowest and highest cosine per segment and direction."""
 
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -15,7 +15,7 @@ from apache_beam.transforms.window import GlobalWindows
 from apache_beam.utils.windowed_value import WindowedValue
 
 from schemas.reasons import Reason
-from schemas.records import Cosines, DeadLetter, ScoredPack, ScoredRow, Tokenized
+from schemas.records import DeadLetter, ScoredPack, ScoredRow, Segments, Tokenized
 from transforms.model.engine import Engine, ScoresBatches
 from transforms.model.memory import Part, score_what_fits
 
@@ -95,18 +95,18 @@ class ScoringHandler(ModelHandler[Tokenized, Outcome, Scorers]):
         if part.scores is None:
             yield from map(_does_not_fit, members)
             return
-        cosines, finite = part.scores
-        yield from self._packs(members, cosines, np.flatnonzero(finite).tolist())
+        segments, finite = part.scores
+        yield from self._packs(members, segments, np.flatnonzero(finite).tolist())
         yield from (_not_finite(members[row]) for row in np.flatnonzero(~finite).tolist())
 
     def _packs(
-        self, batch: Sequence[Tokenized], cosines: Cosines, rows: Iterable[int]
+        self, batch: Sequence[Tokenized], segments: Segments, rows: Iterable[int]
     ) -> Iterator[ScoredPack]:
         by_epoch = sorted(rows, key=lambda row: batch[row].header.epoch)
         for epoch, members in groupby(by_epoch, key=lambda row: batch[row].header.epoch):
             chosen = list(members)
             scored_rows = tuple(self._row(batch[row]) for row in chosen)
-            yield ScoredPack(batch[0].model, epoch, scored_rows, cosines.take(chosen))
+            yield ScoredPack(batch[0].model, epoch, scored_rows, segments.take(chosen))
 
     def _row(self, item: Tokenized) -> ScoredRow:
         kept = item.token_ids if self._keep_tokens else None
@@ -146,5 +146,5 @@ class _Pack(beam.DoFn):
 
 def _joined(packs: Sequence[ScoredPack]) -> ScoredPack:
     rows = tuple(row for pack in packs for row in pack.rows)
-    cosines = Cosines.joined([pack.cosines for pack in packs])
-    return ScoredPack(packs[0].model, packs[0].epoch, rows, cosines)
+    segments = Segments.joined([pack.segments for pack in packs])
+    return ScoredPack(packs[0].model, packs[0].epoch, rows, segments)

@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 import pyarrow.dataset as ds
 import pytest
+from extremes import Extremes, whole
 from tiny_models import edit
 
 from pipeline.cli import main
-from schemas.records import Cosines
 from transforms import formats
 from transforms.model import directions as artefacts
 from transforms.model.loading import load_tokenizer, load_trunk
@@ -104,13 +104,14 @@ def directions(world: World, name: str) -> artefacts.Directions:
     return artefacts.load(world.folder / f"{name}-directions")
 
 
-def merged_alone(world: World, name: str, records: list[dict[str, Any]]) -> Cosines:
+def merged_alone(world: World, name: str, records: list[dict[str, Any]]) -> Extremes:
     found = directions(world, name)
     trunk = load_trunk(world.base, world.adapters[name], found.last_layer, "cpu")
     tokenizer = load_tokenizer(world.base, world.adapters[name])
     messages = [formats.parse(json.dumps(record).encode()).messages for record in records]
     rows = tokenize(tokenizer, messages, MAX_TOKENS)
-    return Scorer(trunk, found).score([ids for ids, _, _ in rows], [r for _, r, _ in rows])[0]
+    scores, _ = Scorer(trunk, found).score([ids for ids, _, _ in rows], [r for _, r, _ in rows])
+    return whole(scores)
 
 
 def with_more(world: World, folder: Path) -> dict[str, str]:

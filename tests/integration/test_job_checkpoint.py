@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 import pyarrow.dataset as ds
+from extremes import Extremes, whole
 
 from pipeline.cli import main
-from schemas.records import Cosines
 from transforms import formats
 from transforms.model.directions import compute_directions
 from transforms.model.loading import load_tokenizer, load_trunk
@@ -48,10 +48,11 @@ def test_a_merged_checkpoint_is_scored_as_its_adapter_is(
         assert np.abs(apart).max() <= 1
 
 
-def scores_of_adapter(base: Path, adapter: Path, records: list[dict[str, Any]]) -> Cosines:
+def scores_of_adapter(base: Path, adapter: Path, records: list[dict[str, Any]]) -> Extremes:
     directions = compute_directions(base, adapter, skip_last=SKIP_LAST)
     scorer = Scorer(load_trunk(base, adapter, directions.last_layer, "cpu"), directions)
     tokenizer = load_tokenizer(base, adapter)
     messages = [formats.parse(json.dumps(record).encode()).messages for record in records]
     rows = tokenize(tokenizer, messages, MAX_TOKENS)
-    return scorer.score([ids for ids, _, _ in rows], [roles for _, roles, _ in rows])[0]
+    scores, _ = scorer.score([ids for ids, _, _ in rows], [roles for _, roles, _ in rows])
+    return whole(scores)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import traffic
 from cheap_job import DIRECTIONS, MODEL, cheap_directions, cheap_job
+from extremes import segments_from
 from outcome import run
 
 from pipeline.job import Job
@@ -18,14 +19,17 @@ from transforms import alerts, decode, deliver, read, score, skipped, tokenize
 from transforms.archive import rows
 from transforms.logs.times import EventTime
 from transforms.ranges.calibration import calibrate
+from transforms.ranges.ranges import Ranges
 
 
 @pytest.fixture
 def job(conversations: list[dict[str, Any]], base_model: Path, tmp_path: Path) -> Job:
     """A job on a hundred conversations, all to be flagged, and the broken ones: one slice."""
     log = traffic.to_files(tmp_path / "log", traffic.records(conversations[:100]))
-    silence = np.zeros((100, 4 * DIRECTIONS), np.int32)
-    ranges = calibrate(silence, np.full(100, 64), cheap_directions().hash, MODEL)
+    nothing = [0] * DIRECTIONS
+    silence = segments_from([[(0, nothing, nothing), (1, nothing, nothing)]] * 150, DIRECTIONS)
+    empty = Ranges.empty(DIRECTIONS, cheap_directions().hash, MODEL)
+    ranges = calibrate(lambda: [(np.arange(150), silence)], empty)
     return cheap_job(
         base_model,
         (log,),

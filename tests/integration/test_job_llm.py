@@ -28,6 +28,7 @@ from kafka import KafkaProducer
 from pipeline.demo import planted
 from pipeline.demo.broker import Broker
 from pipeline.state import newest_commit
+from schemas.arrow import SEGMENT_COLUMNS
 from schemas.records import STEPS_PER_UNIT
 
 ROOT = Path(__file__).parents[2]
@@ -35,7 +36,7 @@ CONVERSATIONS = 80
 PLANTED = 5
 SLICE = 16
 KILLS = 2
-VECTORS = ("low", "high", "low_at", "high_at")
+VECTORS = ("low", "high", *SEGMENT_COLUMNS[3:])
 POSITION = ("source", "partition", "offset")
 STEP = 1 / STEPS_PER_UNIT
 SCORE_BIN = 8 * STEP

@@ -18,6 +18,7 @@ from tiny_families import fine_tune
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from pipeline import cli
+from schemas.arrow import SEGMENT_COLUMNS
 from transforms.model import directions as artefacts
 from transforms.model.checkpoint import tokenizer_files
 from transforms.model.trunk import Scorer
@@ -137,7 +138,7 @@ def test_conversations_that_overflow_the_model(
     lost = [clean["conversation_id"][number].as_py() for number in BAD]
     assert len(clean) == len(records)
     keep = pa.array([name not in lost for name in clean["conversation_id"].to_pylist()])
-    for name in ("conversation_id", "tokens", "low", "high", "low_at", "high_at"):
+    for name in ("conversation_id", "tokens", "low", "high", *SEGMENT_COLUMNS):
         assert left[name].to_pylist() == clean.filter(keep)[name].to_pylist()
 
 
@@ -205,7 +206,7 @@ def test_a_device_that_dies(
     assert cli.main(options) == 0
     whole = arguments(model, records, tmp_path / "whole", "--max-tokens=100", "--slice-records=40")
     assert cli.main(whole) == 0
-    for name in ("conversation_id", "low", "high", "low_at", "high_at"):
+    for name in ("conversation_id", "low", "high", *SEGMENT_COLUMNS):
         assert (
             rows(tmp_path / "hurt")[name].to_pylist() == rows(tmp_path / "whole")[name].to_pylist()
         )

@@ -34,10 +34,12 @@ from pipeline.status import Status as StatusOfJob
 from schemas.errors import ConfigurationError
 from schemas.records import Status
 from transforms.logs.times import EventTime
-from transforms.ranges.policies import make_policy
+from transforms.ranges.policies import PolicySettings, make_policy
 from transforms.ranges.ranges import Ranges
 
-EPOCH_MS = 60_000
+EPOCH_MS = 30_000
+RATE = 0.2
+"""High, so that some of a hundred conversations of either model are flagged."""
 SIZES = {"support": 7, "legal/v1": 4}
 """Directions by model."""
 
@@ -75,7 +77,12 @@ def job_of(
         empty = Ranges.empty(size, directions.hash, name)
         logged_as = tuple(said for said, meant in NAMES.items() if meant == name)
         models.append(Model(name, engine(base, size), directions, empty, logged_as))
-    settings = {"event_time": EventTime(traffic.TIME_FIELD), "epoch_ms": EPOCH_MS, **changes}
+    settings = {
+        "event_time": EventTime(traffic.TIME_FIELD),
+        "epoch_ms": EPOCH_MS,
+        "policy": make_policy("budget", PolicySettings(rate=RATE)),
+        **changes,
+    }
     return cheap_job(base, (log,), out, models=tuple(models), **settings)
 
 
@@ -83,9 +90,7 @@ def entries_of(model: str, records: traffic.Records, base: Path) -> list[oracle.
     """What the oracle needs to know of the records: scored are the model's own only."""
     found = traffic.entries(records, CheapEngine(base, SIZES[model]))
     return [
-        entry
-        if NAMES.get(said_by(records, entry)) == model
-        else replace(entry, low=None, high=None)
+        entry if NAMES.get(said_by(records, entry)) == model else replace(entry, segments=None)
         for entry in found
     ]
 
@@ -104,7 +109,7 @@ def test_two_models_in_small_and_large_slices_against_the_oracle(
     for model, size in SIZES.items():
         memory = oracle.Memory.of(size)
         entries = entries_of(model, records, base_model)
-        expected = oracle.judge_log(entries, EPOCH_MS, oracle.Rules("budget"), memory)
+        expected = oracle.judge_log(entries, EPOCH_MS, oracle.Rules("budget", rate=RATE), memory)
         assert_as_expected(large, model, expected)
         assert_ranges(large.by_model[model], memory)
     assert large.reasons() == {**traffic.DEAD, "unknown_model": unheard_of(records)}

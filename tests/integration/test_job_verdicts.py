@@ -22,7 +22,7 @@ from transforms.logs.times import EventTime
 from transforms.ranges.policies import make_policy
 
 EPOCH_MS = 60_000
-CALIBRATION = 90
+CALIBRATION = 150
 CASES = ["budget", "budget from a snapshot", "percentile", "range"]
 
 
@@ -47,7 +47,7 @@ def entries(records: traffic.Records, base_model: Path) -> list[oracle.Entry]:
 
 
 def calibration_set(entries: list[oracle.Entry]) -> list[oracle.Entry]:
-    return [entry for entry in entries if entry.low is not None][:CALIBRATION]
+    return [entry for entry in entries if entry.segments is not None][:CALIBRATION]
 
 
 def job_of(case: str, base: Path, log: str, out: Path, entries: list[oracle.Entry]) -> Job:
@@ -65,8 +65,7 @@ def expected_of(case: str, entries: list[oracle.Entry]) -> tuple[list[oracle.Ver
     memory = oracle.Memory.of(DIRECTIONS)
     if "snapshot" in case:
         memory = oracle.calibrate(
-            [(entry.low, entry.high, entry.tokens) for entry in calibration_set(entries)],
-            DIRECTIONS,
+            [entry.segments or () for entry in calibration_set(entries)], DIRECTIONS
         )
     rules = oracle.Rules(case.split()[0])
     return oracle.judge_log(entries, EPOCH_MS, rules, memory), memory

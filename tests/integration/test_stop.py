@@ -21,7 +21,7 @@ from pipeline.follow import Follow
 from pipeline.job import Job
 from pipeline.slices import Slices
 from pipeline.state import State, newest_commit
-from schemas.records import Cosines, Int32s
+from schemas.records import Int32s, Segments
 from transforms.logs.times import EventTime
 
 CONVERSATIONS = 60
@@ -37,7 +37,7 @@ class SlowScorer(CheapScorer):
 
     def score(
         self, token_ids: Sequence[Int32s], roles: Sequence[NDArray[np.int8]]
-    ) -> tuple[Cosines, NDArray[np.bool_]]:
+    ) -> tuple[Segments, NDArray[np.bool_]]:
         """Score after a while."""
         time.sleep(self._seconds)
         return super().score(token_ids, roles)

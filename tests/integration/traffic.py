@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 import oracle
-from cheap_job import MAX_TOKENS, MODEL, CheapEngine, cheap_directions
+from cheap_job import DIRECTIONS, MAX_TOKENS, MODEL, CheapEngine, cheap_directions
+from extremes import as_oracle, from_oracle
 from kafka import KafkaProducer
 
 from pipeline.demo.broker import Broker
-from schemas.records import ABSENT
 from transforms import formats
 from transforms.model import roles
 from transforms.ranges.calibration import calibrate
@@ -114,20 +114,16 @@ def _entry(partition: int, offset: int, value: bytes, engine: CheapEngine) -> or
         return oracle.Entry(partition, offset, None)
     (tokens,) = roles.tokenize(engine.tokenizer(), [messages], MAX_TOKENS)
     assert isinstance(tokens, roles.Tokens)
-    cosines, _ = engine.scorer().score([tokens.ids], [tokens.roles])
-    low, high = cosines.low[0].tolist(), cosines.high[0].tolist()
-    return oracle.Entry(partition, offset, time, low, high, len(tokens.ids))
+    segments, _ = engine.scorer().score([tokens.ids], [tokens.roles])
+    return oracle.Entry(partition, offset, time, as_oracle(segments, 0), len(tokens.ids))
 
 
 def snapshot(entries: Sequence[oracle.Entry]) -> Ranges:
     """Ranges calibrated on entries that can be scored."""
-    values = [
-        [*entry.high, *(low if low == ABSENT else -low for low in entry.low or ())]
-        for entry in entries
-        if entry.high is not None
-    ]
-    tokens = np.array([entry.tokens for entry in entries if entry.high is not None])
-    return calibrate(np.array(values, np.int32), tokens, cheap_directions().hash, MODEL)
+    scored = [entry.segments for entry in entries if entry.segments is not None]
+    segments = from_oracle(scored, DIRECTIONS)
+    empty = Ranges.empty(DIRECTIONS, cheap_directions().hash, MODEL)
+    return calibrate(lambda: [(np.arange(len(scored)), segments)], empty)
 
 
 def _time(value: bytes) -> int | None:

@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from schemas.arrow import CONVERSATIONS, DIRECTIONS_HASH, EXCEEDANCES, RANGES
+from schemas.arrow import CONVERSATIONS, DIRECTIONS_HASH, EXCEEDANCES, RANGES, SCHEMA_VERSION_KEY
 
 GROUP_BYTES = 64 << 20
 """Bytes of a row group in the archive, before compression."""
@@ -98,7 +98,8 @@ def _write(path: Path, schema: pa.Schema, parts: Iterable[pa.Table], rows: int) 
 
 
 def _options(schema: pa.Schema) -> dict[str, object]:
-    vectors = [field.name for field in schema if pa.types.is_fixed_size_list(field.type)]
+    lists = [field for field in schema if pa.types.is_nested(field.type)]
+    vectors = [field.name for field in lists if field.type.value_type == pa.int16()]
     return {
         "compression": "zstd",
         "compression_level": 3,
@@ -162,7 +163,7 @@ class _Pending:
     def _read(self, number: int, columns: Sequence[str] | None = None) -> pa.Table:
         file, group = self._groups[number]
         with pq.ParquetFile(self._files[file], metadata=self._metadata[file]) as reader:
-            return reader.read_row_group(group, columns)
+            return _upgraded(reader.read_row_group(group, columns), self.schema, columns)
 
     def _keys(self, number: int, order: Sequence[str]) -> pa.Table:
         keys = self._read(number, [*order, _TIME])
@@ -185,13 +186,33 @@ def _take(read: Callable[[int], pa.Table], places: pa.Table) -> pa.Table:
     return pa.concat_tables(taken).take(np.argsort(by_group))
 
 
+def _upgraded(table: pa.Table, schema: pa.Schema, columns: Sequence[str] | None) -> pa.Table:
+    """The columns of `schema`, or some of them; lists that a former version did not write, empty.
+
+    The tool may be upgraded between two slices of an epoch.
+    """
+    wanted = schema.names if columns is None else list(columns)
+    for name in wanted:
+        if name not in table.column_names:
+            kind = schema.field(name).type
+            empty = pa.ListArray.from_arrays(
+                pa.array(np.zeros(len(table) + 1, np.int32)), pa.array([], kind.value_type), kind
+            )
+            table = table.append_column(schema.field(name), empty)
+    return table.select(wanted).replace_schema_metadata(schema.metadata)
+
+
 def _common_schema(files: Sequence[Path]) -> pa.Schema | None:
+    """The newest of the files' schemas."""
     schemas = [pq.read_schema(file) for file in files]
     for file, schema in zip(files, schemas, strict=True):
-        # Other footer entries may differ: the tool may be upgraded between two slices.
-        if not schema.equals(schemas[0]) or _directions(schema) != _directions(schemas[0]):
+        if _directions(schema) != _directions(schemas[0]):
             raise ValueError(f"{file} and {files[0]} were made with different directions")
-    return schemas[-1] if schemas else None
+    return max(schemas, key=_version, default=None)
+
+
+def _version(schema: pa.Schema) -> int:
+    return int(schema.metadata[SCHEMA_VERSION_KEY.encode()])
 
 
 def _directions(schema: pa.Schema) -> bytes:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from schemas.arrow import (
     QUANTILES,
+    SEGMENT_COLUMNS,
     conversations_schema,
     exceedances_schema,
     ranges_schema,
@@ -20,15 +21,18 @@ from schemas.arrow import (
 )
 from schemas.evidence import Direction, Evidence, ExcerptOf, evidence_of
 from schemas.records import (
+    ABSENT,
     STEPS_PER_UNIT,
     Judgement,
     Position,
     Role,
     ScoredRow,
+    Segments,
     Side,
     VerdictPack,
 )
 from schemas.text import well_formed
+from transforms.ranges.series import Stretches
 
 Row = tuple[ScoredRow, Judgement, VerdictPack]
 
@@ -39,7 +43,7 @@ def conversations_table(
     """Table `conversations` of judged packs of one directions artefact (D directions).
 
     Args:
-      packs: judged packs, their cosines [rows, 2 * D].
+      packs: judged packs.
       directions: the artefact's entries in stored order.
       directions_hash: of that artefact.
     """
@@ -48,10 +52,10 @@ def conversations_table(
     order = np.array(sorted(range(len(rows)), key=positions.__getitem__), np.int64)
     columns = _row_columns([rows[i] for i in order])
     columns["directions_hash"] = [directions_hash] * len(rows)
-    schema = conversations_schema(len(directions))
-    for name in ("low", "high", "low_at", "high_at"):
-        columns[name] = _vectors(packs, name, schema.field(name).type, order)
-    return _table(columns, schema, directions, directions_hash)
+    none = Segments.none(0, len(directions))
+    segments = Segments.joined([none, *(pack.scored.segments for pack in packs)]).take(order)
+    columns |= _conversation_vectors(segments) | _segment_columns(segments)
+    return _table(columns, conversations_schema(len(directions)), directions, directions_hash)
 
 
 def exceedances_table(
@@ -165,7 +169,7 @@ def _direction_columns(directions: Sequence[Direction]) -> dict[str, Any]:
 
 def _evidence_columns(evidences: Sequence[Evidence]) -> dict[str, Any]:
     exceedances = [evidence.exceedance for evidence in evidences]
-    tokens = np.array([evidence.token for evidence in evidences], np.int64)
+    tokens = np.array([exceedance.token for exceedance in exceedances], np.int64)
     return {
         **_direction_columns([evidence.direction for evidence in evidences]),
         "role": [exceedance.role.name.lower() for exceedance in exceedances],
@@ -196,14 +200,35 @@ def _cosines(steps: NDArray[np.number[Any]], missing: NDArray[np.bool_] | None =
     return pa.array(values, pa.float32(), mask=missing)
 
 
-def _vectors(
-    packs: Sequence[VerdictPack], name: str, kind: pa.DataType, order: NDArray[np.int64]
-) -> pa.Array:
-    """One array of `Cosines` over all packs, its rows in `order`."""
-    none = np.zeros((0, kind.list_size), str(kind.value_type))
-    parts = [getattr(pack.scored.cosines, name) for pack in packs]
-    values = np.concatenate([none, *parts])[order]
-    return pa.FixedSizeListArray.from_arrays(pa.array(values.ravel()), type=kind)
+def _conversation_vectors(segments: Segments) -> dict[str, pa.Array]:
+    """`low` and `high` of whole conversations, fixed-size lists [2 * D]."""
+    directions = segments.low.shape[1]
+    whole = Stretches.of(segments).whole()
+    shape = (segments.conversations, len(Role), directions)
+    low, high = np.full(shape, ABSENT, np.int16), np.full(shape, ABSENT, np.int16)
+    high[whole.row, whole.role] = whole.values[:, :directions]
+    low[whole.row, whole.role] = -whole.values[:, directions:]
+    schema = conversations_schema(directions)
+    return {
+        name: pa.FixedSizeListArray.from_arrays(
+            pa.array(values.ravel()), type=schema.field(name).type
+        )
+        for name, values in (("low", low), ("high", high))
+    }
+
+
+def _segment_columns(segments: Segments) -> dict[str, pa.Array]:
+    """Lists with a place, or D places, for every segment of a conversation."""
+    begins = np.searchsorted(segments.row, np.arange(segments.conversations + 1))
+    schema = conversations_schema(segments.low.shape[1])
+    columns = {}
+    for name in SEGMENT_COLUMNS:
+        values = getattr(segments, name.removeprefix("segment_"))
+        offsets = begins * values[:1].size if len(values) else begins
+        columns[name] = pa.ListArray.from_arrays(
+            pa.array(offsets, pa.int32()), pa.array(values.ravel()), type=schema.field(name).type
+        )
+    return columns
 
 
 def _table(

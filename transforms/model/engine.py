@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from schemas.records import Cosines, Int32s
+from schemas.records import Int32s, Segments
 from transforms.model import directions, loading
 from transforms.model.adapter import Tuned, folders_of
 from transforms.model.directions import Directions
@@ -29,7 +29,7 @@ class ScoresBatches(Protocol):
 
     def score(
         self, token_ids: list[Int32s], roles: list[NDArray[np.int8]]
-    ) -> tuple[Cosines, NDArray[np.bool_]]:
+    ) -> tuple[Segments, NDArray[np.bool_]]:
         """Score a batch.
 
         Args:
@@ -37,7 +37,7 @@ class ScoresBatches(Protocol):
           roles: per conversation, int8 [tokens], values of `Role`.
 
         Returns:
-          Cosines of all conversations, and per conversation whether its activations are finite.
+          Segments of all conversations, and per conversation whether its activations are finite.
         """
         ...
 

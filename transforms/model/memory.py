@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from schemas.errors import RunFailedError, TransientError
-from schemas.records import Cosines, Int32s
+from schemas.records import Int32s, Segments
 from transforms.model.engine import ScoresBatches
 
 _logger = logging.getLogger(__name__)
@@ -34,12 +34,12 @@ class Part:
 
     Attributes:
       rows: which of the batch.
-      scores: their cosines, and bool [rows], whether all was finite; None: the one row does not
+      scores: their segments, and bool [rows], whether all was finite; None: the one row does not
         fit into memory.
     """
 
     rows: range
-    scores: tuple[Cosines, NDArray[np.bool_]] | None
+    scores: tuple[Segments, NDArray[np.bool_]] | None
 
 
 def score_what_fits(model: ScoresBatches, batch: Rows) -> Iterator[Part]:
@@ -65,7 +65,7 @@ def score_what_fits(model: ScoresBatches, batch: Rows) -> Iterator[Part]:
         yield Part(rows, scores)
 
 
-def _attempt(model: ScoresBatches, rows: Rows) -> tuple[Cosines, NDArray[np.bool_]] | None:
+def _attempt(model: ScoresBatches, rows: Rows) -> tuple[Segments, NDArray[np.bool_]] | None:
     """Their scores; None where memory does not suffice."""
     try:
         return model.score([ids for ids, _ in rows], [roles for _, roles in rows])

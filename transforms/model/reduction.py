@@ -1,8 +1,8 @@
-"""Reduces the residual stream of one batch to its extremes, layer by layer.
+"""Reduces the residual stream of one batch to the extremes of its segments, layer by layer.
 
-Per conversation, role and direction what is kept is the lowest and the highest cosine, in steps,
-and the first token that has it. Both are found in one pass over integers: a token's key is its
-cosine in steps followed by its position, so the smallest key is the answer.
+Per segment and direction what is kept is the lowest and the highest cosine, in steps, and the first
+token that has it. Both are found in one pass over integers: a token's key is its cosine in steps
+followed by its place in the segment, so the smallest key is the answer.
 """
 
 from collections.abc import Iterator
@@ -12,93 +12,115 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from schemas.records import ABSENT, STEPS_PER_UNIT, Cosines, Role
-
-PADDING_ROLE = -1
+from schemas.records import SEGMENT_TOKENS, STEPS_PER_UNIT, Segments
+from transforms.model.segments import Cut
 
 PIECE = 1 << 14
-"""Most tokens of a row looked at together: positions take the low 14 bits of a 32-bit key."""
+"""Most tokens of a row that are float32 at a time where the stream has another type."""
 
-_OUTSIDE = 1 << 30
-"""Added to the keys of tokens that are not of a role; more than all keys are apart."""
+TOGETHER = 1 << 12
+"""Most segments whose tokens are laid side by side at a time."""
 
-_WORD = 1 << 32
+_PLACE_BITS = SEGMENT_TOKENS.bit_length() - 1
+_NOTHING = 1 << 30
+"""Larger than every key."""
 
 
 class Reduction:
     """Collects the extremes of one batch, which may come in chunks of its tokens.
 
-    Besides what it keeps, int64 [2, batch, role, k] a layer, it needs 12 bytes a token and
-    direction of one layer, and the float32 of at most `PIECE` tokens a row where the stream has
-    another type.
+    Besides what it keeps, int32 [2, S, k] a layer, it needs 6 bytes a token and direction of one
+    layer, and 12 bytes a direction for every place in `TOGETHER` segments.
     """
 
-    def __init__(self, rows: int, device: torch.device) -> None:
-        """Begin a batch of `rows` conversations."""
+    def __init__(self, cut: Cut, rows: int, device: torch.device) -> None:
+        """Begin a batch of `rows` conversations, cut to segments."""
+        self._cut = cut
         self._finite = torch.ones(rows, dtype=torch.bool, device=device)
-        self._wanted = torch.tensor(list(Role), device=device)[:, None]
+        self._device = device
         self._found: dict[int, Tensor] = {}
-        self._start = 0
 
-    def begin(self, roles: Tensor, start: int) -> None:
-        """The tokens of the next `add`s: roles int8 [batch, tokens], -1 where padded.
+    def begin(self, padded: Tensor, start: int) -> None:
+        """The tokens of the next `add`s: bool [batch, tokens], true where there is none.
 
         `start` is the position of the first.
         """
-        self._start = start
-        self._padded = roles == PADDING_ROLE
-        places = torch.arange(roles.shape[1], dtype=torch.int32, device=roles.device) % PIECE
-        of_role = roles[:, None] == self._wanted  # [batch, role, tokens]
-        self._places = torch.where(of_role, places, _OUTSIDE)
+        self._padded = padded
+        width = padded.shape[1]
+        cut, end = self._cut, start + width
+        chosen = np.flatnonzero((cut.start < end) & (cut.end > start))
+        first = np.maximum(cut.start[chosen], start)[:, None]
+        last = np.minimum(cut.end[chosen], end)[:, None] - 1
+        # A segment with fewer tokens has its last one several times, which changes no extreme.
+        positions = np.minimum(first + np.arange(SEGMENT_TOKENS), last)
+        self._index = self._tensor(cut.row[chosen][:, None] * width + positions - start)
+        self._places = self._tensor(positions - cut.start[chosen][:, None]).to(torch.int32)
+        self._chosen = self._tensor(chosen)
 
     def add(self, layer: int, hidden: Tensor, directions: Tensor) -> None:
         """Reduce hidden [batch, tokens, hidden] against directions, float32 [k, hidden]."""
-        for start in range(0, hidden.shape[1], PIECE):
-            piece = slice(start, start + PIECE)
-            keys = self._keys(hidden[:, piece], directions, self._padded[:, piece])
-            found = torch.stack([*self._ends(keys, self._places[..., piece])])
-            self._merge(layer, found, self._start + start)
+        pieces = [
+            self._steps(hidden[:, start : start + PIECE], directions, start)
+            for start in range(0, hidden.shape[1], PIECE)
+        ]
+        steps = torch.cat(pieces, dim=1) if len(pieces) > 1 else pieces[0]
+        steps = steps.flatten(0, 1)
+        found = self._found.get(layer)
+        if found is None:
+            shape = (2, len(self._cut), len(directions))
+            found = torch.full(shape, _NOTHING, dtype=torch.int32, device=self._device)
+            self._found[layer] = found
+        for part, keys in self._smallest(steps):
+            found[:, part] = torch.minimum(found[:, part], keys)
 
-    def result(self) -> tuple[Cosines, NDArray[np.bool_]]:
-        """Bring everything to the host: cosines, and bool [batch], whether all was finite.
+    def result(self) -> tuple[Segments, NDArray[np.bool_]]:
+        """Bring everything to the host: segments, and bool [batch], whether all was finite.
 
-        Layers come in the order in which they were first added.
+        Layers come in the order in which they were first added. What was not finite has no
+        segments.
         """
-        low, high = torch.cat(list(self._found.values()), dim=-1)
-        (low, low_at), (high, high_at) = self._unpacked(low), self._unpacked(high)
-        high = np.where(high == ABSENT, high, -high)
-        return Cosines(low, high, low_at, high_at), self._finite.cpu().numpy()
+        finite = self._finite.cpu().numpy()
+        kept = np.flatnonzero(finite[self._cut.row])
+        keys = torch.cat(list(self._found.values()), dim=-1)[:, self._tensor(kept)]
+        steps = (keys >> _PLACE_BITS).to(torch.int16).cpu().numpy()
+        places = (keys & (SEGMENT_TOKENS - 1)).to(torch.uint8).cpu().numpy()
+        cut = self._cut
+        segments = Segments(
+            len(finite),
+            cut.row[kept].astype(np.int32),
+            cut.role[kept],
+            cut.start[kept].astype(np.uint32),
+            (cut.end - cut.start)[kept].astype(np.uint8),
+            steps[0],
+            -steps[1],
+            places[0],
+            places[1],
+        )
+        return segments, finite
 
-    def _keys(self, hidden: Tensor, directions: Tensor, padded: Tensor) -> Tensor:
-        """Cosines in steps, times PIECE: int32 [batch, tokens, k]."""
+    def _steps(self, hidden: Tensor, directions: Tensor, start: int) -> Tensor:
+        """Cosines in steps: int16 [batch, tokens, k]; the first token stands at `start`."""
         norms = torch.linalg.vector_norm(hidden, dim=-1, dtype=torch.float32)  # [batch, tokens]
         # The norm is NaN or Inf exactly where a component is, or where the length overflows.
+        padded = self._padded[:, start : start + hidden.shape[1]]
         self._finite &= (torch.isfinite(norms) | padded).all(dim=1)
         norms = norms.clamp_min(torch.finfo(torch.float32).tiny)
         steps = hidden.float() @ directions.T
         steps = steps.div_(norms[..., None]).mul_(STEPS_PER_UNIT).round_()
         # nan_to_num: NaN has no defined integer.
-        steps = steps.nan_to_num_(0).clamp_(-STEPS_PER_UNIT, STEPS_PER_UNIT)
-        return steps.to(torch.int32).mul_(PIECE)
+        return steps.nan_to_num_(0).clamp_(-STEPS_PER_UNIT, STEPS_PER_UNIT).to(torch.int16)
 
-    def _ends(self, keys: Tensor, places: Tensor) -> Iterator[Tensor]:
-        """Smallest key of the cosines, then of their negatives: int32 [batch, role, k] each."""
-        by_role = [places[:, role, :, None] for role in Role]
-        yield torch.stack([(place + keys).amin(dim=1) for place in by_role], dim=1)
-        yield torch.stack([(place - keys).amin(dim=1) for place in by_role], dim=1)
+    def _smallest(self, steps: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """Segments, and the smallest key of the cosines and of their negatives: [2, segments, k].
 
-    def _merge(self, layer: int, found: Tensor, start: int) -> None:
-        """Keep the smaller of what was found before and now, as steps * 2^32 + position."""
-        steps, places = found >> (PIECE.bit_length() - 1), found & (PIECE - 1)
-        keys = steps.long() * _WORD + places + start
-        before = self._found.get(layer)
-        self._found[layer] = keys if before is None else torch.minimum(before, keys)
+        `steps` are of all tokens, [batch * tokens, k].
+        """
+        for start in range(0, len(self._chosen), TOGETHER):
+            part = slice(start, start + TOGETHER)
+            laid = steps[self._index[part]].to(torch.int32) << _PLACE_BITS  # [segments, place, k]
+            places = self._places[part, :, None]
+            lowest = (laid + places).amin(dim=1)
+            yield self._chosen[part], torch.stack([lowest, (places - laid).amin(dim=1)])
 
-    def _unpacked(self, keys: Tensor) -> tuple[NDArray[np.int16], NDArray[np.uint32]]:
-        """Steps and positions, [batch, role * directions], absent roles marked."""
-        steps, places = keys >> 32, keys & (_WORD - 1)
-        # What is outside of its role has more steps than there are.
-        present = (steps <= STEPS_PER_UNIT) & self._finite[:, None, None]
-        steps = torch.where(present, steps, ABSENT).to(torch.int16)
-        places = torch.where(present, places, 0)
-        return steps.flatten(1).cpu().numpy(), places.flatten(1).cpu().numpy().astype(np.uint32)
+    def _tensor(self, values: NDArray[np.int64]) -> Tensor:
+        return torch.from_numpy(values).to(self._device)

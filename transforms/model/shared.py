@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from peft.tuners.tuners_utils import BaseTunerLayer
 
-from schemas.records import Cosines, Int32s
+from schemas.records import Int32s, Segments
 from transforms.model import directions, loading
 from transforms.model.trunk import CHUNK_TOKENS, Scorer
 
@@ -112,7 +112,7 @@ class AdapterScorer:
 
     def score(
         self, token_ids: Sequence[Int32s], roles: Sequence[NDArray[np.int8]]
-    ) -> tuple[Cosines, NDArray[np.bool_]]:
+    ) -> tuple[Segments, NDArray[np.bool_]]:
         """Score one batch, like `Scorer.score`."""
         with self._switch.on(self._names):
             return self._scorer.score(token_ids, roles)

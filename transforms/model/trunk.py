@@ -2,7 +2,7 @@
 
 The residual stream after layer l is compared with the directions of layer l (Zhong &
 Raghunathan, arXiv 2508.00161, section 3). Each layer is reduced to two numbers per
-conversation, role and direction inside a forward hook, so no hidden state outlives its layer
+segment and direction inside a forward hook, so no hidden state outlives its layer
 and nothing leaves the device before the end of the batch. A batch longer than a chunk goes through
 the trunk chunk by chunk, with a cache of keys and values; then memory grows with a conversation
 by its cache only.
@@ -20,11 +20,12 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import DynamicCache
 
-from schemas.records import ABSENT, Cosines, Int32s, Role
+from schemas.records import Int32s, Segments
 from transforms.model.chunks import can_be_cut, chunks
 from transforms.model.directions import Directions
 from transforms.model.loading import decoder_layers
-from transforms.model.reduction import PADDING_ROLE, Reduction
+from transforms.model.reduction import Reduction
+from transforms.model.segments import cut
 
 CHUNK_TOKENS = 4096
 """The most that go through the model at once unless `--batch-tokens` says otherwise.
@@ -66,7 +67,7 @@ class Scorer:
 
     def score(
         self, token_ids: Sequence[Int32s], roles: Sequence[NDArray[np.int8]]
-    ) -> tuple[Cosines, NDArray[np.bool_]]:
+    ) -> tuple[Segments, NDArray[np.bool_]]:
         """Score one batch.
 
         Args:
@@ -74,21 +75,24 @@ class Scorer:
           roles: per conversation, int8 [tokens], values of `Role`.
 
         Returns:
-          Cosines of all conversations (roles without tokens, and all of a conversation whose
-          activations are not finite: ABSENT), and bool [conversations]: all activations finite.
+          Segments of all conversations (none of one whose activations are not finite), and bool
+          [conversations]: all activations finite.
         """
         longest = max(map(len, token_ids), default=0)
         if longest == 0:
-            return _nothing(len(token_ids), self._directions), np.ones(len(token_ids), np.bool_)
-        ids = torch.from_numpy(_padded(token_ids, longest, _PADDING_ID, np.int64))
-        places = torch.from_numpy(_padded(roles, longest, PADDING_ROLE, np.int8))
+            return Segments.none(len(token_ids), self._directions), np.ones(
+                len(token_ids), np.bool_
+            )
+        ids = torch.from_numpy(_padded(token_ids, longest))
+        lengths = torch.tensor([len(each) for each in token_ids])
+        padded = torch.arange(longest) >= lengths[:, None]
         with self._lock, torch.inference_mode():
-            reduction = Reduction(len(ids), self._device)
+            reduction = Reduction(cut(roles), len(ids), self._device)
             with _hooked(self._trunk, self._by_layer, reduction):
-                self._forward(ids.to(self._device), places.to(self._device), reduction)
+                self._forward(ids.to(self._device), padded.to(self._device), reduction)
             return reduction.result()
 
-    def _forward(self, ids: Tensor, roles: Tensor, reduction: Reduction) -> None:
+    def _forward(self, ids: Tensor, padded: Tensor, reduction: Reduction) -> None:
         """Send ids [batch, tokens] through the trunk, as a whole or chunk by chunk.
 
         Without a mask: attention looks back only, and padding stands behind everything.
@@ -97,7 +101,7 @@ class Scorer:
         config: Any = self._trunk.config
         cache = DynamicCache(config=config) if len(parts) > 1 else None
         for part in parts:
-            reduction.begin(roles[:, part], part.start)
+            reduction.begin(padded[:, part], part.start)
             self._trunk(input_ids=ids[:, part], past_key_values=cache, use_cache=cache is not None)
 
 
@@ -133,17 +137,9 @@ def _group_by_layer(directions: Directions, device: torch.device) -> dict[int, T
     return {layer: vectors[list(rows)] for layer, rows in groups}
 
 
-def _padded(
-    rows: Sequence[NDArray[Any]], length: int, filler: int, dtype: type[np.integer[Any]]
-) -> NDArray[Any]:
+def _padded(rows: Sequence[Int32s], length: int) -> NDArray[np.int64]:
     """Stack rows to [rows, length], padded on the right."""
-    padded = np.full((len(rows), length), filler, dtype)
+    padded = np.full((len(rows), length), _PADDING_ID, np.int64)
     for row, values in zip(padded, rows, strict=True):
         row[: len(values)] = values
     return padded
-
-
-def _nothing(rows: int, directions: int) -> Cosines:
-    shape = (rows, len(Role) * directions)
-    absent, zero = np.full(shape, ABSENT, np.int16), np.zeros(shape, np.uint32)
-    return Cosines(absent, absent.copy(), zero, zero.copy())

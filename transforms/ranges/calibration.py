@@ -1,51 +1,48 @@
 """Ranges from a set of normal conversations, with scores as if each had come later."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable
 from functools import reduce
 from typing import Final
 
-from transforms.ranges.counts import Counts
-from transforms.ranges.fitted import Integers
+import numpy as np
+from numpy.typing import NDArray
+
+from schemas.records import Segments
 from transforms.ranges.policies import PolicySettings
 from transforms.ranges.policies.budget import BudgetPolicy
 from transforms.ranges.ranges import Ranges
-from transforms.ranges.scores import ScoreCounts
-from transforms.ranges.series import PER_DIRECTION
+from transforms.ranges.series import Stretches
 
 FOLDS: Final = 5
-_ROWS_AT_ONCE: Final = 1024  # bounds the memory that judging needs
+
+Parts = Callable[[], Iterable[tuple[NDArray[np.int64], Segments]]]
+"""All conversations in parts, each time anew: their numbers in the log, and their segments."""
 
 
-def calibrate(
-    values: Integers, tokens: Integers, directions_hash: str, model: str, folds: int = FOLDS
-) -> Ranges:
+def calibrate(parts: Parts, empty: Ranges, folds: int = FOLDS) -> Ranges:
     """Count conversations, and their scores under the counts of the others.
 
-    A conversation judged by ranges it is part of looks too harmless. So row i is in fold
+    A conversation judged by ranges it is part of looks too harmless. So number i is in fold
     i mod `folds`, and a fold is scored by the counts of the other folds (cross-fitting).
 
     Args:
-      values: of all series in steps, [n, 4D].
-      tokens: of each conversation, [n].
-      directions_hash: of the directions artefact.
-      model: name of the monitored model.
+      parts: the conversations; read twice.
+      empty: ranges of no traffic.
       folds: at least 2.
     """
-    rows = [slice(fold, None, folds) for fold in range(folds)]
-    empty = Counts.empty(values.shape[1] // PER_DIRECTION)
-    counts = [empty.plus(values[fold]) for fold in rows]
-    scores = ScoreCounts.empty()
-    for fold, mine in enumerate(rows):
-        others = reduce(Counts.merged, counts[:fold] + counts[fold + 1 :])
-        fitted = BudgetPolicy(PolicySettings()).fit(
-            Ranges(directions_hash, model, others, ScoreCounts.empty())
-        )
-        for part in _parts(len(values[mine])):
-            judged = fitted.judge(values[mine][part], tokens[mine][part])
-            scores = scores.plus(judged.role_scores, judged.absent)
-    return Ranges(directions_hash, model, reduce(Counts.merged, counts), scores)
-
-
-def _parts(rows: int) -> Iterator[slice]:
-    for start in range(0, rows, _ROWS_AT_ONCE):
-        yield slice(start, start + _ROWS_AT_ONCE)
+    counted = [empty] * folds
+    for numbers, segments in parts():
+        stretches = Stretches.of(segments)
+        for fold in range(folds):
+            counted[fold] = counted[fold].plus(stretches.of_conversations(numbers % folds == fold))
+    policy = BudgetPolicy(PolicySettings())
+    fitted = [
+        policy.fit(reduce(Ranges.merged, counted[:fold] + counted[fold + 1 :]))
+        for fold in range(folds)
+    ]
+    ranges = reduce(Ranges.merged, counted)
+    for numbers, segments in parts():
+        for fold in range(folds):
+            judged = fitted[fold].judge(segments.take(np.flatnonzero(numbers % folds == fold)))
+            ranges = ranges.plus_scores(judged.highest, judged.lengths, judged.absent)
+    return ranges

@@ -1,14 +1,12 @@
 """What judged conversations add to the counts of their epoch."""
 
-from dataclasses import replace
-
-from transforms.ranges.fitted import Integers, Judgements
+from transforms.ranges.fitted import Judgements
 from transforms.ranges.policies import Policy
 from transforms.ranges.ranges import Ranges
 
 
-def count(policy: Policy, opened: Ranges, values: Integers, judgements: Judgements) -> Ranges:
-    """Add conversations to the open counts.
+def count(policy: Policy, opened: Ranges, judgements: Judgements) -> Ranges:
+    """Add judged conversations to the open counts.
 
     A flagged conversation does not widen any series, or the same input would be flagged once and
     then never again.
@@ -16,11 +14,11 @@ def count(policy: Policy, opened: Ranges, values: Integers, judgements: Judgemen
     Args:
       policy: the one that judged.
       opened: counts of the conversations' epoch so far.
-      values: of all series in steps, [n, 4D].
-      judgements: of the same n conversations.
+      judgements: of the conversations.
     """
-    counts = opened.counts.plus(values[~judgements.flagged])
+    counted = opened.plus(judgements.stretches.of_conversations(~judgements.flagged))
     if not policy.keeps_scores:
-        return replace(opened, counts=counts)
-    scores = opened.scores.plus(judgements.censored_scores(), judgements.absent)
-    return replace(opened, counts=counts, scores=scores)
+        return counted
+    return counted.plus_scores(
+        judgements.highest, judgements.lengths, judgements.absent, judgements.held()
+    )

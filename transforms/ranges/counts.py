@@ -1,8 +1,8 @@
-"""Counts of per-conversation extremes: integer histograms with fixed bins, one per series.
+"""Counts of stretches' values: integer histograms with fixed bins, one per series.
 
-What is promised, for any number of conversations:
-- Adding and merging are exact, and their order does not matter: the same conversations give the
-  same counts, bit for bit, however they were split up.
+What is promised, for any number of stretches:
+- Adding and merging are exact, and their order does not matter: the same stretches give the same
+  counts, bit for bit, however they were split up.
 - The maximum is exact.
 - A quantile is off from that of the raw values by at most the width of the wider of the two bins
   that hold its neighbouring order statistics: 32 steps (0.001 in cosine) at -4,096 steps (-0.125)
@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from schemas.records import ABSENT, STEPS_PER_UNIT, Int16s, Int32s, Role
-from transforms.ranges.series import PER_DIRECTION, per_series, roles_present
+from transforms.ranges.series import PER_DIRECTION, Stretches, per_series, series_of_role
 
 FINE_WIDTH: Final = 32
 COARSE_WIDTH: Final = 512
@@ -42,14 +42,8 @@ OWN_SHARE: Final = 2
 _ROWS_AT_ONCE: Final = 1024  # bounds the index array that counting needs
 
 
-def _bins_of_values() -> NDArray[np.int16]:
-    values = np.arange(ABSENT, STEPS_PER_UNIT + 1)
-    bins = np.searchsorted(_EDGES, values, side="right") - 1
-    bins[0] = BINS  # ABSENT goes to a place of its own, which is dropped after counting
-    return bins.astype(np.int16)
-
-
-_BIN_OF: Final = _bins_of_values()
+_VALUES: Final = np.arange(ABSENT, STEPS_PER_UNIT + 1)
+_BIN_OF: Final = (np.searchsorted(_EDGES, _VALUES, side="right") - 1).astype(np.int16)
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,20 +51,20 @@ class Counts:
     """Histograms and maxima of all series. Immutable: every change is a new object.
 
     Attributes:
-      total: how many conversations there were, whatever their roles.
-      conversations: how many had tokens of each role, int64 [2]; the number of values in each of
-        the role's series.
+      total: how many conversations the stretches were of, whatever their roles.
+      stretches: how many were of each role, int64 [2]; the number of values in each of the role's
+        series.
       maximum: largest value of each series in steps, int16 [4D]; ABSENT where there is none.
       histogram: int64 [4D, BINS].
     """
 
     total: int
-    conversations: Int64s
+    stretches: Int64s
     maximum: Int16s
     histogram: Int64s
 
     def __post_init__(self) -> None:
-        for array in (self.conversations, self.maximum, self.histogram):
+        for array in (self.stretches, self.maximum, self.histogram):
             array.setflags(write=False)
 
     @staticmethod
@@ -89,26 +83,27 @@ class Counts:
         """D, a quarter of the number of series."""
         return len(self.maximum) // PER_DIRECTION
 
-    def plus(self, values: NDArray[np.signedinteger]) -> "Counts":
-        """With conversations added.
-
-        Args:
-          values: of all series in steps, integers [n, 4D], ABSENT where a role has no tokens.
+    def plus(self, stretches: Stretches) -> "Counts":
+        """With stretches added.
 
         Raises:
-          ValueError: the number of series is another one.
+          ValueError: they have another number of series.
         """
-        if values.shape[1:] != self.maximum.shape:
-            raise ValueError(f"{values.shape[1:]} series, expected {self.maximum.shape}")
-        histogram = self.histogram.copy()
-        for start in range(0, len(values), _ROWS_AT_ONCE):
-            _tally(histogram, values[start : start + _ROWS_AT_ONCE])
-        largest = values.max(axis=0, initial=ABSENT).astype(np.int16)
-        present = roles_present(values)
+        if 2 * stretches.values.shape[1] != len(self.maximum):
+            raise ValueError(
+                f"{stretches.values.shape[1]} series a role, expected {len(self.maximum) // 2}"
+            )
+        histogram, maximum = self.histogram.copy(), self.maximum.copy()
+        for role in Role:
+            values = stretches.values[stretches.role == role]
+            series = series_of_role(role, self.directions)
+            for start in range(0, len(values), _ROWS_AT_ONCE):
+                _tally(histogram, values[start : start + _ROWS_AT_ONCE], series)
+            maximum[series] = np.maximum(maximum[series], values.max(axis=0, initial=ABSENT))
         return Counts(
-            self.total + int(present.any(axis=1).sum()),
-            self.conversations + present.sum(axis=0, dtype=np.int64),
-            np.maximum(self.maximum, largest),
+            self.total + int(stretches.present().any(axis=1).sum()),
+            self.stretches + np.bincount(stretches.role, minlength=len(Role)),
+            maximum,
             histogram,
         )
 
@@ -118,7 +113,7 @@ class Counts:
             raise ValueError(f"counts of {self.directions} and of {other.directions} directions")
         return Counts(
             self.total + other.total,
-            self.conversations + other.conversations,
+            self.stretches + other.stretches,
             np.maximum(self.maximum, other.maximum),
             self.histogram + other.histogram,
         )
@@ -127,15 +122,29 @@ class Counts:
         """The q-quantile of every series (0 <= q <= 1) in steps, int32 [4D]; 0 where it is empty.
 
         Linear between order statistics like `numpy.quantile`; the module docstring says how close.
-        It is a quantile over all conversations: those without the role stand below all values, as
-        they can exceed nothing. So a value beyond it is equally rare in every role. A role that
-        few conversations have would be beyond it at every appearance; its bound is therefore at
-        least the quantile of its own values beyond which twice the share lies.
         """
-        last = per_series(self.conversations, self.directions) - 1
+        return self._between(q * self._last())
+
+    def quantile_of_all(self, q: float) -> Int32s:
+        """Like `quantile`, over conversations that may lack a role, when stretches are whole.
+
+        Those without the role stand below all values, as they can exceed nothing. So a value beyond
+        it is equally rare in every role. A role that few conversations have would be beyond it at
+        every appearance; its bound is therefore at least the quantile of its own values beyond
+        which twice the share lies.
+        """
+        last = self._last()
         among_all = q * (self.total - 1) - (self.total - 1 - last)
         among_own = (1 - OWN_SHARE * (1 - q)) * last
-        position = np.maximum(np.maximum(among_all, among_own), 0)
+        return self._between(np.maximum(among_all, among_own))
+
+    def _last(self) -> Int64s:
+        """Rank of the largest value of every series, int64 [4D]; -1 where there is none."""
+        return per_series(self.stretches, self.directions) - 1
+
+    def _between(self, position: NDArray[np.floating[Any]]) -> Int32s:
+        """Between the order statistics on either side of a 0-based rank [4D]."""
+        last, position = self._last(), np.maximum(position, 0)
         below = np.floor(position).astype(np.int64)
         cumulative = np.cumsum(self.histogram, axis=1)
         lower = self._order_statistic(cumulative, below)
@@ -159,7 +168,7 @@ class Counts:
         """Compact form: only bins in use, as the rows of a compressed sparse matrix.
 
         `indptr` uint32 [4D + 1], `bins` uint16 [used], `counts` [used] in the narrowest unsigned
-        type that holds the largest, `maximum` int16 [4D], `conversations` int64 [2], `total` int64
+        type that holds the largest, `maximum` int16 [4D], `stretches` int64 [2], `total` int64
         [1]. The same counts always give the same arrays.
         """
         used = np.flatnonzero(self.histogram)
@@ -171,7 +180,7 @@ class Counts:
             "bins": (used % BINS).astype(np.uint16),
             "counts": counts.astype(narrowest),
             "maximum": self.maximum,
-            "conversations": self.conversations,
+            "stretches": self.stretches,
             "total": np.array([self.total], np.int64),
         }
 
@@ -191,15 +200,14 @@ class Counts:
         if len(row) != len(bins) or (bins >= BINS).any():
             raise ValueError("histogram rows and bins do not fit together")
         histogram[row, bins] = arrays["counts"]
-        conversations, total = arrays["conversations"].astype(np.int64), int(arrays["total"][0])
-        expected = per_series(conversations, len(maximum) // PER_DIRECTION)
-        if not np.array_equal(histogram.sum(axis=1), expected) or total < conversations.max():
-            raise ValueError("histograms do not add up to the number of conversations")
-        return Counts(total, conversations, maximum, histogram)
+        stretches, total = arrays["stretches"].astype(np.int64), int(arrays["total"][0])
+        expected = per_series(stretches, len(maximum) // PER_DIRECTION)
+        if not np.array_equal(histogram.sum(axis=1), expected):
+            raise ValueError("histograms do not add up to the number of stretches")
+        return Counts(total, stretches, maximum, histogram)
 
 
-def _tally(histogram: Int64s, values: NDArray[np.signedinteger]) -> None:
-    """Count values [n, 4D] in a histogram [4D, BINS], in place; ABSENT ones in none."""
-    bins = _BIN_OF[values.astype(np.intp) - ABSENT]
-    flat = bins + np.arange(values.shape[1]) * BINS
-    np.add.at(histogram.reshape(-1), flat[bins < BINS], 1)
+def _tally(histogram: Int64s, values: Int16s, series: NDArray[np.intp]) -> None:
+    """Count values [n, k] of k series in a histogram [4D, BINS], in place."""
+    bins = _BIN_OF[values.astype(np.intp) - ABSENT] + series * BINS
+    np.add.at(histogram.reshape(-1), bins.ravel(), 1)

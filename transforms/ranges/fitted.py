@@ -1,25 +1,31 @@
-"""Judging conversations by bounds, a score per role and thresholds: the shape of every policy.
+"""Judging conversations by bounds, a score per stretch and thresholds: the shape of every policy.
 
-A policy, fitted to ranges, is a bound for every series, a rule that makes one score per role of
-how far the role's series exceed their bounds, and a threshold per role. A conversation is flagged
-when a role's score is above that role's threshold. All arithmetic is on integer steps.
+A policy, fitted to ranges, is a bound for every series, a rule that makes a score of how far a
+stretch's values exceed the bounds of its role, and a threshold per role. A role's score is that of
+its highest stretch, less a handicap for how many it has; a conversation is flagged when it is above
+that role's threshold. All arithmetic is on integer steps.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
-from schemas.records import ABSENT, Exceedance, Int32s, Judgement, Role, Status
-from transforms.ranges.series import (
-    PER_DIRECTION,
-    role_columns,
-    roles_present,
-    series_at,
-    series_of_role,
+from schemas.records import (
+    ABSENT,
+    Exceedance,
+    Int16s,
+    Int32s,
+    Judgement,
+    Role,
+    Segments,
+    Side,
+    Status,
 )
+from transforms.ranges.scores import BIN_WIDTH, length_of
+from transforms.ranges.series import PER_DIRECTION, Series, Stretches, series_at, series_of_role
 
 Integers = NDArray[np.signedinteger]
 Bools = NDArray[np.bool_]
@@ -27,20 +33,20 @@ Thresholds = tuple[int | None, int | None]
 """Per role, in steps; None: the role is not calibrated."""
 
 _LOWEST = np.iinfo(np.int64).min
+_AT_ONCE = 1024  # stretches; bounds the memory that scoring needs
 
 
 @dataclass(frozen=True, slots=True)
 class ScoreRule:
-    """How the exceedances of a role become its score, and which of them explain it.
+    """How the exceedances of a stretch become its score, and which of them explain it.
 
     Attributes:
-      score: from exceedances int32 [n, 2D] (value minus bound, steps) and the conversations'
-        tokens [n] to scores [n] in steps.
+      score: from exceedances int32 [S, 2D] (value minus bound, steps) to scores [S] in steps.
       margin_over: an exceedance is named in a judgement when it is larger than this.
       most_named: at most so many are named per role; None: all.
     """
 
-    score: Callable[[Int32s, Integers], Integers]
+    score: Callable[[Int32s], Integers]
     margin_over: int = 0
     most_named: int | None = None
 
@@ -51,33 +57,38 @@ class Fitted:
 
     Attributes:
       bounds: of every series in steps, int32 [4D].
-      known: whether each role's series have any values to exceed.
+      known: whether each role's series have enough values to be exceeded.
       thresholds: per role; None where the role is not calibrated.
       rule: makes scores of exceedances.
+      handicaps: bins of scores taken off each role's, times its length (see `scores`).
+      whole: whether a stretch is all that a conversation has of a role, not a segment.
     """
 
     bounds: Int32s
     known: tuple[bool, bool]
     thresholds: Thresholds
     rule: ScoreRule
+    handicaps: tuple[int, int] = (0, 0)
+    whole: bool = False
 
-    def role_scores(self, values: Integers, tokens: Integers) -> Int32s:
-        """Score of each role, int32 [n, 2] in steps; ABSENT where it has no tokens or no ranges.
+    def judge(self, segments: Segments) -> "Judgements":
+        """Judge conversations, given by their segments."""
+        stretches = Stretches.of(segments)
+        judged = stretches.whole() if self.whole else stretches
+        scores = np.concatenate([np.empty(0, np.int32), *self._scores(judged)])
+        return Judgements(self, segments, stretches, judged, scores)
 
-        Args:
-          values: of all series in steps, [n, 4D].
-          tokens: of each conversation, both roles together, [n].
-        """
-        excess = np.subtract(values, self.bounds, dtype=np.int32)
-        by_role = [self.rule.score(role_columns(excess, role), tokens) for role in Role]
-        # No real score may look like ABSENT.
-        scores = np.maximum(np.stack(by_role, axis=1), ABSENT + 1)
-        scored = roles_present(values) & np.array(self.known)
-        return np.where(scored, scores, ABSENT).astype(np.int32)
+    def bounds_of(self, role: Role) -> Int32s:
+        """Bounds of a role's series, int32 [2D], in the order of `series_of_role`."""
+        return self.bounds[series_of_role(role, len(self.bounds) // PER_DIRECTION)]
 
-    def judge(self, values: Integers, tokens: Integers) -> "Judgements":
-        """Judge conversations; arguments as for `role_scores`."""
-        return Judgements(self, values, self.role_scores(values, tokens))
+    def _scores(self, stretches: Stretches) -> Iterator[Int32s]:
+        """Scores of all stretches in their order, in parts."""
+        bounds = np.stack([self.bounds_of(role) for role in Role])
+        for start in range(0, len(stretches.row), _AT_ONCE):
+            part = slice(start, start + _AT_ONCE)
+            excess = np.subtract(stretches.values[part], bounds[stretches.role[part]])
+            yield self.rule.score(excess).astype(np.int32)
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,18 +97,44 @@ class Judgements:
 
     Attributes:
       fitted: the policy that judged.
-      values: of all series in steps, [n, 4D].
-      role_scores: int32 [n, 2] in steps; ABSENT where a role was not scored.
+      segments: of the conversations.
+      stretches: one for each segment.
+      judged: those that were judged: the same, or whole ones.
+      scores: of the judged, int32 [S] in steps.
     """
 
     fitted: Fitted
-    values: Integers
-    role_scores: Int32s
+    segments: Segments
+    stretches: Stretches
+    judged: Stretches
+    scores: Int32s
 
     @property
     def thresholds(self) -> Thresholds:
         """Per role, in steps; None: the role is not calibrated."""
         return self.fitted.thresholds
+
+    @cached_property
+    def highest(self) -> Int32s:
+        """Score of each role's highest stretch, int32 [n, 2]; ABSENT: no tokens or no ranges."""
+        found = np.full((self.judged.conversations, len(Role)), ABSENT, np.int32)
+        # No real score may look like ABSENT.
+        scores = np.maximum(self.scores, ABSENT + 1)
+        np.maximum.at(found, (self.judged.row, self.judged.role), scores)
+        return np.where(self.fitted.known, found, ABSENT)
+
+    @cached_property
+    def lengths(self) -> NDArray[np.int64]:
+        """Of each role's part in the conversation, [n, 2]."""
+        stretches = np.zeros(self.highest.shape, np.int64)
+        np.add.at(stretches, (self.judged.row, self.judged.role), 1)
+        return length_of(stretches)
+
+    @cached_property
+    def role_scores(self) -> Int32s:
+        """What is held against the thresholds, int32 [n, 2]; ABSENT as in `highest`."""
+        lowered = np.maximum(self.highest - self._handicaps, ABSENT + 1)
+        return np.where(self.highest != ABSENT, lowered, ABSENT).astype(np.int32)
 
     @cached_property
     def over(self) -> Bools:
@@ -113,8 +150,7 @@ class Judgements:
     @cached_property
     def uncalibrated(self) -> Bools:
         """Rows not flagged of which a role present is not calibrated, or no role is present."""
-        present = roles_present(self.values)
-        unsure = (present & ~self._calibrated).any(axis=1) | ~present.any(axis=1)
+        unsure = (self._present & ~self._calibrated).any(axis=1) | ~self._present.any(axis=1)
         return unsure & ~self.flagged
 
     def status(self, row: int) -> Status:
@@ -126,18 +162,14 @@ class Judgements:
     @property
     def absent(self) -> Bools:
         """Roles that could have been scored had they any tokens, bool [n, 2]."""
-        return ~roles_present(self.values) & np.array(self.fitted.known)
+        return ~self._present & np.array(self.fitted.known)
 
-    def censored_scores(self) -> Int32s:
-        """The scores to count, int32 [n, 2]: those of flagged rows held down to the thresholds.
+    def held(self) -> Int32s:
+        """Where a role is above its threshold, the highest score that is not, int32 [n, 2].
 
-        Left out, they would be missing from the tail and the threshold would sink with every
-        epoch. Counted as they are, a flood of flagged conversations would lift the threshold
-        above itself. Held down, they keep their place in the tail and can never lift it.
+        ABSENT elsewhere.
         """
-        held = np.minimum(self.role_scores, self._limits)
-        hold = self.flagged[:, None] & self._calibrated
-        return np.where(hold, held, self.role_scores).astype(np.int32)
+        return np.where(self.over, self._limits + self._handicaps, ABSENT).astype(np.int32)
 
     def records(self) -> tuple[Judgement, ...]:
         """One record per conversation.
@@ -166,30 +198,52 @@ class Judgements:
         return Judgement(status, role, score, self.thresholds[role], exceedances)
 
     def _exceedances(self, row: int) -> tuple[Exceedance, ...]:
-        excess = self.values[row].astype(np.int32) - self.fitted.bounds
-        roles = [role for role in Role if self.over[row, role]]
-        named = np.concatenate([self._named(excess, role) for role in roles])
-        largest_first = named[np.lexsort((named, -excess[named]))]
-        return tuple(self._exceedance(row, int(series)) for series in largest_first)
+        """Of each role above its threshold, those of its highest stretch; largest margin first."""
+        found = [
+            each for role in Role if self.over[row, role] for each in self._named(row, Role(role))
+        ]
+        return tuple(sorted(found, key=_largest_first))
 
-    def _named(self, excess: Int32s, role: Role) -> NDArray[np.intp]:
+    def _named(self, row: int, role: Role) -> Iterator[Exceedance]:
         """The series of a role that explain its score."""
-        series = series_of_role(role, len(excess) // PER_DIRECTION)
-        series = series[excess[series] > self.fitted.rule.margin_over]
-        largest_first = np.argsort(-excess[series], kind="stable")
-        return series[largest_first][: self.fitted.rule.most_named]
+        mine = np.flatnonzero((self.judged.row == row) & (self.judged.role == role))
+        stretch = int(mine[self.scores[mine].argmax()])
+        values, bounds = self.judged.values[stretch], self.fitted.bounds_of(role)
+        excess = values - bounds
+        outside = np.flatnonzero(excess > self.fitted.rule.margin_over)
+        largest_first = outside[np.argsort(-excess[outside], kind="stable")]
+        series = series_of_role(role, len(self.fitted.bounds) // PER_DIRECTION)
+        for column in largest_first[: self.fitted.rule.most_named].tolist():
+            of = series_at(int(series[column]), len(self.fitted.bounds) // PER_DIRECTION)
+            yield self._exceedance(stretch, of, int(values[column]), int(bounds[column]))
 
-    def _exceedance(self, row: int, index: int) -> Exceedance:
-        value, bound = int(self.values[row, index]), int(self.fitted.bounds[index])
-        series = series_at(index, self.values.shape[1] // PER_DIRECTION)
+    def _exceedance(self, stretch: int, of: Series, value: int, bound: int) -> Exceedance:
+        cosine = of.cosine(value)
+        token = self._token(stretch, of, cosine)
         return Exceedance(
-            series.role,
-            series.direction,
-            series.side,
-            series.cosine(value),
-            series.cosine(bound),
-            value - bound,
+            of.role, of.direction, of.side, cosine, of.cosine(bound), value - bound, token
         )
+
+    def _token(self, stretch: int, of: Series, cosine: int) -> int:
+        """Position of the first token of a stretch that has a series' extreme."""
+        segments, judged = self.segments, self.judged
+        if self.fitted.whole:
+            own = (segments.row == judged.row[stretch]) & (segments.role == of.role)
+            among = np.flatnonzero(own)
+        else:
+            among = np.array([stretch])
+        at = segments.high_at if of.side is Side.HIGH else segments.low_at
+        found = among[_column(segments, of)[among] == cosine][0]
+        return int(segments.start[found]) + int(at[found, of.direction])
+
+    @cached_property
+    def _handicaps(self) -> NDArray[np.int64]:
+        """In steps, [n, 2]."""
+        return self.lengths * np.array(self.fitted.handicaps) * BIN_WIDTH
+
+    @cached_property
+    def _present(self) -> Bools:
+        return self.judged.present()
 
     @cached_property
     def _calibrated(self) -> Bools:
@@ -199,3 +253,13 @@ class Judgements:
     def _limits(self) -> NDArray[np.int64]:
         """Thresholds, 0 where there is none."""
         return np.array([threshold or 0 for threshold in self.thresholds], np.int64)
+
+
+def _largest_first(exceedance: Exceedance) -> tuple[int, bool, int, int]:
+    low = exceedance.side is Side.LOW
+    return -exceedance.margin, low, exceedance.role, exceedance.direction
+
+
+def _column(segments: Segments, of: Series) -> Int16s:
+    """Extremes of a direction on one side, of all segments."""
+    return (segments.high if of.side is Side.HIGH else segments.low)[:, of.direction]

@@ -1,12 +1,9 @@
 """Judging a pack: the step between the policy's arrays and the records around them."""
 
-import numpy as np
-
 from schemas.records import ScoredPack, VerdictPack
 from transforms.ranges.counting import count
 from transforms.ranges.policies import Fitted, Policy
 from transforms.ranges.ranges import Ranges
-from transforms.ranges.series import series_values
 
 
 class Judge:
@@ -28,12 +25,10 @@ class Judge:
           The verdicts, and `opened` with the pack counted in.
         """
         fitted = self._fit(closed)
-        values = series_values(pack.cosines)
-        tokens = np.array([row.tokens for row in pack.rows], np.int64)
-        judgements = fitted.judge(values, tokens)
+        judgements = fitted.judge(pack.segments)
         name = f"{self._policy.name}/{self._policy.version}"
         verdicts = VerdictPack(pack, judgements.records(), name, closed.hash)
-        return verdicts, count(self._policy, opened, values, judgements)
+        return verdicts, count(self._policy, opened, judgements)
 
     def _fit(self, closed: Ranges) -> Fitted:
         if self._fitted is None or self._fitted[0] != closed.hash:

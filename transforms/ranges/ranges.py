@@ -6,7 +6,8 @@ epoch can be counted in any order, on any number of machines, and closed by one 
 
 import hashlib
 import json
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Final
 
@@ -17,13 +18,16 @@ from safetensors.numpy import load, save
 
 from schemas.artefacts import canonical_json
 from schemas.errors import ConfigurationError
+from schemas.records import Int32s
 from transforms.ranges.counts import Counts
 from transforms.ranges.scores import ScoreCounts
+from transforms.ranges.series import Stretches
 
-FORMAT: Final = 2
-"""1 did not count conversations in all (`total`)."""
+FORMAT: Final = 3
+"""1 and 2 knew whole conversations only, and their scores are of `budget/1`."""
 
 _METADATA_KEY: Final = "deltawatch"
+_SEGMENTS, _CONVERSATIONS = "segments.", "conversations."
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,23 +37,44 @@ class Ranges:
     Attributes:
       directions_hash: of the directions artefact the series belong to.
       model: name of the monitored model.
-      counts: per-conversation extremes of every series.
+      segments: values of segments in every series.
+      conversations: values of whole conversations in every series.
       scores: what `budget` said of conversations before they were counted.
     """
 
     directions_hash: str
     model: str
-    counts: Counts
+    segments: Counts
+    conversations: Counts
     scores: ScoreCounts
 
     @staticmethod
     def empty(directions: int, directions_hash: str, model: str) -> "Ranges":
         """Ranges of no traffic, for a number of directions."""
-        return Ranges(directions_hash, model, Counts.empty(directions), ScoreCounts.empty())
+        nothing = Counts.empty(directions)
+        return Ranges(directions_hash, model, nothing, nothing, ScoreCounts.empty())
 
     def emptied(self) -> "Ranges":
         """Ranges of no traffic, under the same directions and model."""
-        return Ranges.empty(self.counts.directions, self.directions_hash, self.model)
+        return Ranges.empty(self.segments.directions, self.directions_hash, self.model)
+
+    def plus(self, segments: Stretches) -> "Ranges":
+        """With the values of conversations counted, given by segments."""
+        return replace(
+            self,
+            segments=self.segments.plus(segments),
+            conversations=self.conversations.plus(segments.whole()),
+        )
+
+    def plus_scores(
+        self,
+        scores: Int32s,
+        lengths: NDArray[np.int64],
+        absent: NDArray[np.bool_],
+        held: Int32s | None = None,
+    ) -> "Ranges":
+        """With scores counted; see `ScoreCounts.plus`."""
+        return replace(self, scores=self.scores.plus(scores, lengths, absent, held))
 
     def merged(self, other: "Ranges") -> "Ranges":
         """The ranges of both.
@@ -66,9 +91,15 @@ class Ranges:
         return Ranges(
             self.directions_hash,
             self.model,
-            self.counts.merged(other.counts),
+            self.segments.merged(other.segments),
+            self.conversations.merged(other.conversations),
             self.scores.merged(other.scores),
         )
+
+    @property
+    def without_segments(self) -> int:
+        """Conversations that a former version counted, which knew no segments."""
+        return self.conversations.total - self.segments.total
 
     @cached_property
     def hash(self) -> str:
@@ -92,14 +123,8 @@ class Ranges:
             identity = _metadata(data)
             if identity["format"] not in range(1, FORMAT + 1):
                 raise ValueError(f"format {identity['format']}, newer than {FORMAT}")
-            if identity["format"] == 1:  # hardly a conversation lacks the more frequent role
-                arrays["total"] = arrays["conversations"].max(keepdims=True)
-            return Ranges(
-                identity["directions_hash"],
-                identity["model"],
-                Counts.from_arrays(arrays),
-                ScoreCounts.from_arrays(arrays),
-            )
+            counted = _counted(arrays) if identity["format"] == FORMAT else _counted_before(arrays)
+            return Ranges(identity["directions_hash"], identity["model"], *counted)
         except SafetensorError as error:
             raise ValueError(f"not a safetensors file ({error})") from None
         except KeyError as error:
@@ -115,7 +140,9 @@ class Ranges:
         )
 
     def _arrays(self) -> dict[str, NDArray[Any]]:
-        arrays = {**self.counts.to_arrays(), **self.scores.to_arrays()}
+        arrays = self.scores.to_arrays()
+        for prefix, counts in ((_SEGMENTS, self.segments), (_CONVERSATIONS, self.conversations)):
+            arrays |= {prefix + name: array for name, array in counts.to_arrays().items()}
         return {name: np.ascontiguousarray(array) for name, array in arrays.items()}
 
 
@@ -126,6 +153,25 @@ def close(ranges: Ranges, open_counts: Ranges) -> Ranges:
       ConfigurationError: they belong to other directions or to another model.
     """
     return ranges.merged(open_counts)
+
+
+def _counted(arrays: Mapping[str, NDArray[Any]]) -> tuple[Counts, Counts, ScoreCounts]:
+    segments, conversations = (
+        Counts.from_arrays(
+            {name.removeprefix(prefix): array for name, array in arrays.items() if prefix in name}
+        )
+        for prefix in (_SEGMENTS, _CONVERSATIONS)
+    )
+    return segments, conversations, ScoreCounts.from_arrays(arrays)
+
+
+def _counted_before(arrays: Mapping[str, NDArray[Any]]) -> tuple[Counts, Counts, ScoreCounts]:
+    """What formats 1 and 2 hold of it: no segments, and scores that are of no use any more."""
+    stretches = arrays["conversations"]
+    # Format 1 did not count all; hardly a conversation lacks the more frequent role.
+    total = arrays.get("total", stretches.max(keepdims=True))
+    conversations = Counts.from_arrays({**arrays, "stretches": stretches, "total": total})
+    return Counts.empty(conversations.directions), conversations, ScoreCounts.empty()
 
 
 def _metadata(data: bytes) -> dict[str, Any]:

@@ -1,8 +1,10 @@
-"""Counts of conversation scores per role, and the threshold that keeps an asked rate.
+"""Counts of conversations' scores per role and length, and the threshold that keeps an asked rate.
 
-Scores are integers in steps. They are counted in bins of 8 steps (0.0002 in cosine), and only
-bins in use are kept, so nothing is clamped. Adding and merging are exact and free of order. A
-threshold is the upper end of its bin: at most 7 steps too high, never too low.
+A role's score is that of its highest stretch, so it grows with how many stretches there are: its
+*length*, counted in powers of two. Scores are integers in steps. They are counted in bins of 8
+steps (0.0002 in cosine), and only bins in use are kept, so nothing is clamped. Adding and merging
+are exact and free of order. A threshold is the upper end of its bin: at most 7 steps too high,
+never too low.
 """
 
 from collections.abc import Mapping
@@ -17,95 +19,158 @@ from numpy.typing import NDArray
 from schemas.records import ABSENT, Int32s, Role
 
 BIN_WIDTH: Final = 8
+LENGTHS: Final = 12
+"""Length l has 2^l to 2^(l + 1) - 1 stretches; the last has no end."""
+
+FLOOD: Final = 2
+"""How many times as many flagged scores as asked for are still taken for normal traffic's."""
+
+_DEVIATIONS: Final = 3
+"""So many standard deviations of a Poisson count may come on top."""
 
 Int64s = NDArray[np.int64]
 
 
+def length_of(stretches: NDArray[np.integer[Any]]) -> Int64s:
+    """Length, 0 to LENGTHS - 1, of a number of stretches; of none that of one."""
+    exponents = np.frexp(np.maximum(stretches, 1))[1] - 1
+    return np.minimum(exponents, LENGTHS - 1).astype(np.int64)
+
+
 @dataclass(frozen=True, eq=False)
 class Tally:
-    """Counted scores of one role.
+    """Counted scores of one role; every pair of length and bin stands once, in ascending order.
 
     Attributes:
-      bins: score // BIN_WIDTH, int32 [k], ascending, each once.
-      counts: how many scores fell into each, int64 [k].
+      lengths: int32 [k].
+      bins: score // BIN_WIDTH, int32 [k].
+      counts: how many scores were of the length and fell into the bin, int64 [k].
     """
 
+    lengths: Int32s
     bins: Int32s
     counts: Int64s
 
     @staticmethod
-    def of(bins: Int32s, counts: Int64s) -> "Tally":
-        """From bins in any order, each any number of times."""
-        distinct, place = np.unique(bins, return_inverse=True)
+    def of(lengths: NDArray[Any], bins: NDArray[Any], counts: NDArray[Any]) -> "Tally":
+        """From pairs in any order, each any number of times."""
+        pairs = np.stack([lengths, bins], axis=1).astype(np.int32).reshape(-1, 2)
+        distinct, place = np.unique(pairs, axis=0, return_inverse=True)
         total = np.zeros(len(distinct), np.int64)
-        np.add.at(total, place, counts)
-        return Tally(distinct.astype(np.int32), total)
+        np.add.at(total, place.ravel(), counts)
+        return Tally(distinct[:, 0], distinct[:, 1], total)
 
     @property
     def n(self) -> int:
         """How many scores were counted."""
         return int(self.counts.sum())
 
-    def plus(self, scores: Int32s) -> "Tally":
-        """With scores [n] added; ABSENT ones are passed over."""
-        bins = scores[scores != ABSENT] // BIN_WIDTH
-        return self.merged(Tally.of(bins.astype(np.int32), np.ones(len(bins), np.int64)))
+    def plus(self, scores: Int32s, lengths: Int64s) -> "Tally":
+        """With scores [n] of some lengths [n] added; ABSENT ones are passed over."""
+        scored = scores != ABSENT
+        bins = scores[scored] // BIN_WIDTH
+        return self.merged(Tally.of(lengths[scored], bins, np.ones(len(bins), np.int64)))
 
     def merged(self, other: "Tally") -> "Tally":
         """The scores of both."""
-        return Tally.of(
-            np.concatenate([self.bins, other.bins]), np.concatenate([self.counts, other.counts])
-        )
+        pairs = ((self.lengths, other.lengths), (self.bins, other.bins))
+        lengths, bins = (np.concatenate(pair) for pair in pairs)
+        return Tally.of(lengths, bins, np.concatenate([self.counts, other.counts]))
+
+    def of_length(self, length: int) -> "Tally":
+        """The scores of a length."""
+        mine = self.lengths == length
+        return Tally(self.lengths[mine], self.bins[mine], self.counts[mine])
+
+    def lowered(self, handicap: int) -> "Tally":
+        """With so many bins taken off all scores, times their length."""
+        return Tally.of(np.zeros_like(self.bins), self.bins - handicap * self.lengths, self.counts)
 
     def upper_end(self, k: int) -> int:
-        """The largest score that shares a bin with the k-th smallest one, 1 <= k <= n."""
+        """The largest score in a bin with the k-th smallest one, 1 <= k <= n; of one length."""
         place = np.searchsorted(np.cumsum(self.counts), k)
         return (int(self.bins[place]) + 1) * BIN_WIDTH - 1
 
 
 @dataclass(frozen=True, eq=False)
 class ScoreCounts:
-    """Counted scores, one `Tally` per role. Immutable.
+    """Counted scores, one `Tally` per role for each of three kinds. Immutable.
 
     Attributes:
-      roles: the scores of each role.
+      kept: scores that were above no threshold.
+      flagged: scores that were.
+      held: the same, held down to the thresholds they were above.
       absent: how many conversations could have been scored for a role but had no tokens of it,
         int64 [2].
     """
 
-    roles: tuple[Tally, ...]
+    kept: tuple[Tally, ...]
+    flagged: tuple[Tally, ...]
+    held: tuple[Tally, ...]
     absent: Int64s
 
     @staticmethod
     def empty() -> "ScoreCounts":
         """Counts of nothing: merging them in changes nothing."""
-        nothing = Tally.of(np.empty(0, np.int32), np.empty(0, np.int64))
-        return ScoreCounts((nothing,) * len(Role), np.zeros(len(Role), np.int64))
+        nothing = (Tally.of(*(np.empty(0, np.int64) for _ in range(3))),) * len(Role)
+        return ScoreCounts(nothing, nothing, nothing, np.zeros(len(Role), np.int64))
 
     @property
     def n(self) -> tuple[int, ...]:
         """How many scores each role has."""
-        return tuple(tally.n for tally in self.roles)
+        pairs = zip(self.kept, self.flagged, strict=True)
+        return tuple(kept.n + flagged.n for kept, flagged in pairs)
 
-    def plus(self, scores: Int32s, absent: NDArray[np.bool_]) -> "ScoreCounts":
+    def plus(
+        self,
+        scores: Int32s,
+        lengths: Int64s,
+        absent: NDArray[np.bool_],
+        held: Int32s | None = None,
+    ) -> "ScoreCounts":
         """With conversations added.
 
         Args:
           scores: in steps, [n, 2]; ABSENT: that role was not scored, for whatever reason.
-          absent: whether that was for want of tokens only, [n, 2].
+          lengths: of the role's part in the conversation, [n, 2].
+          absent: whether a role was not scored for want of tokens only, [n, 2].
+          held: the score a role was held down to where it was above its threshold, [n, 2]; ABSENT
+            elsewhere. None: nothing was above.
         """
+        held = np.full_like(scores, ABSENT) if held is None else held
+        over = held != ABSENT
         return ScoreCounts(
-            tuple(tally.plus(scores[:, role]) for role, tally in enumerate(self.roles)),
+            _added(self.kept, np.where(over, ABSENT, scores), lengths),
+            _added(self.flagged, np.where(over, scores, ABSENT), lengths),
+            _added(self.held, held, lengths),
             self.absent + absent.sum(axis=0, dtype=np.int64),
         )
 
     def merged(self, other: "ScoreCounts") -> "ScoreCounts":
         """The conversations of both."""
-        pairs = zip(self.roles, other.roles, strict=True)
-        roles = tuple(mine.merged(theirs) for mine, theirs in pairs)
-        return ScoreCounts(roles, self.absent + other.absent)
+        kept, flagged, held = (
+            tuple(mine.merged(theirs) for mine, theirs in zip(ours, of_other, strict=True))
+            for ours, of_other in zip(self._kinds(), other._kinds(), strict=True)
+        )
+        return ScoreCounts(kept, flagged, held, self.absent + other.absent)
 
-    def conformal_threshold(self, role: Role, rate: Fraction, own_rate: Fraction) -> int | None:
+    def believed(self, role: Role, rate: Fraction) -> Tally:
+        """The scores of a role that say where normal traffic ends, if `rate` of it is flagged.
+
+        About as many flagged scores as asked for are normal traffic's own tail and count as they
+        are: without them a threshold that is too low could never rise. Are there many more, it is
+        not known which are normal; then they count as held down, so that they keep the tail's
+        place and lift nothing.
+        """
+        flagged = self.flagged[role]
+        expected = rate * (self.n[role] + int(self.absent[role]))
+        more = flagged.n - FLOOD * expected
+        flood = more > 0 and more**2 > _DEVIATIONS**2 * expected
+        return self.kept[role].merged(self.held[role] if flood else flagged)
+
+    def conformal_threshold(
+        self, role: Role, rate: Fraction, own_rate: Fraction, handicap: int = 0
+    ) -> int | None:
         """The score that further, exchangeable conversations exceed no more often than asked.
 
         Split conformal prediction (Vovk, Gammerman & Shafer 2005, "Algorithmic Learning in a
@@ -119,31 +184,47 @@ class ScoreCounts:
             come out above 199 and ask for one score too many.
           own_rate: among those with tokens of the role. Without it, a role rarer than `rate`
             would be flagged whenever it appears.
+          handicap: bins to be taken off all scores, times their length.
 
         Returns:
           Steps, or None while there are too few conversations for the rates (k > n).
         """
-        tally = self.roles[role]
+        tally = self.believed(role, rate).lowered(handicap)
         absent = int(self.absent[role])
         among_all = ceil((tally.n + absent + 1) * (1 - rate)) - absent
         k = max(among_all, ceil((tally.n + 1) * (1 - own_rate)))
         return tally.upper_end(k) if k <= tally.n else None
 
     def to_arrays(self) -> dict[str, NDArray[Any]]:
-        """Per role `ROLE_score_bins` int32 [k] and `ROLE_score_counts` int64 [k]; `absent`."""
+        """`absent`, and per role and kind `ROLE_KIND_lengths`, `..._bins`, `..._counts`."""
         arrays: dict[str, NDArray[Any]] = {"absent": self.absent}
-        for role in Role:
-            bins_name, counts_name = _array_names(role)
-            arrays[bins_name] = self.roles[role].bins
-            arrays[counts_name] = self.roles[role].counts
+        for kind, tallies in zip(_KINDS, self._kinds(), strict=True):
+            for role, tally in zip(Role, tallies, strict=True):
+                columns = (tally.lengths, tally.bins, tally.counts)
+                arrays |= dict(zip(_array_names(role, kind), columns, strict=True))
         return arrays
 
     @staticmethod
     def from_arrays(arrays: Mapping[str, NDArray[Any]]) -> "ScoreCounts":
         """Read back what `to_arrays` gave. Raises KeyError when an array is missing."""
-        tallies = (Tally(*(arrays[name] for name in _array_names(role))) for role in Role)
-        return ScoreCounts(tuple(tallies), arrays["absent"])
+        kept, flagged, held = (
+            tuple(Tally(*(arrays[name] for name in _array_names(role, kind))) for role in Role)
+            for kind in _KINDS
+        )
+        return ScoreCounts(kept, flagged, held, arrays["absent"])
+
+    def _kinds(self) -> tuple[tuple[Tally, ...], ...]:
+        return self.kept, self.flagged, self.held
 
 
-def _array_names(role: Role) -> tuple[str, str]:
-    return f"{role.name.lower()}_score_bins", f"{role.name.lower()}_score_counts"
+_KINDS: Final = ("kept", "flagged", "held")
+
+
+def _array_names(role: Role, kind: str) -> tuple[str, ...]:
+    return tuple(f"{role.name.lower()}_{kind}_{each}" for each in ("lengths", "bins", "counts"))
+
+
+def _added(tallies: tuple[Tally, ...], scores: Int32s, lengths: Int64s) -> tuple[Tally, ...]:
+    """Tallies with scores and lengths [n, 2] added."""
+    columns = zip(tallies, scores.T, lengths.T, strict=True)
+    return tuple(tally.plus(of_role, length) for tally, of_role, length in columns)

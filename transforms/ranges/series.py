@@ -1,16 +1,18 @@
-"""Series: one number per conversation for every (role, direction, side).
+"""Series: one number per stretch of tokens for every (role, direction, side).
 
-A series holds a conversation's highest cosine, or its lowest one negated, so that every question
-about it is a question about one upper tail. With D directions there are 4D series, in this order:
-high USER [D], high ASSISTANT [D], low USER negated [D], low ASSISTANT negated [D].
+A stretch is a segment, or all tokens that a conversation has of a role. A series holds a stretch's
+highest cosine, or its lowest one negated, so that every question about it is a question about one
+upper tail. With D directions there are 4D series, in this order: high USER [D], high ASSISTANT [D],
+low USER negated [D], low ASSISTANT negated [D].
 """
 
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from schemas.records import ABSENT, Cosines, Int32s, Role, Side
+from schemas.records import Int8s, Int16s, Int32s, Role, Segments, Side
 
 PER_DIRECTION = 4
 """Series a direction has: two roles, two sides."""
@@ -28,11 +30,49 @@ class Series(NamedTuple):
         return value if self.side is Side.HIGH else -value
 
 
-def series_values(cosines: Cosines) -> Int32s:
-    """Values of all series, in steps, int32 [n, 4D]; ABSENT where the role has no tokens."""
-    low = cosines.low.astype(np.int32)
-    low = np.where(low == ABSENT, ABSENT, -low)
-    return np.concatenate([cosines.high.astype(np.int32), low], axis=1)
+@dataclass(frozen=True, eq=False, slots=True)
+class Stretches:
+    """The values that stretches of tokens, S of them, have in the series of their role.
+
+    Attributes:
+      conversations: how many the stretches are of; one may have none.
+      row: which of them, int32 [S], ascending.
+      role: values of `Role`, int8 [S].
+      values: steps, int16 [S, 2D], in the order of `series_of_role`.
+    """
+
+    conversations: int
+    row: Int32s
+    role: Int8s
+    values: Int16s
+
+    @staticmethod
+    def of(segments: Segments) -> "Stretches":
+        """A stretch for every segment."""
+        values = np.concatenate([segments.high, -segments.low], axis=1)
+        return Stretches(segments.conversations, segments.row, segments.role, values)
+
+    def whole(self) -> "Stretches":
+        """One stretch for all tokens that a conversation has of a role."""
+        if not len(self.row):
+            return self
+        key = self.row.astype(np.int64) * len(Role) + self.role
+        order = np.argsort(key, kind="stable")
+        _, begins = np.unique(key[order], return_index=True)
+        first = order[begins]
+        values = np.maximum.reduceat(self.values[order], begins)
+        return Stretches(self.conversations, self.row[first], self.role[first], values)
+
+    def of_conversations(self, chosen: NDArray[np.bool_]) -> "Stretches":
+        """Those of the chosen conversations, bool [conversations]; the others then have none."""
+        kept = chosen[self.row]
+        return Stretches(self.conversations, self.row[kept], self.role[kept], self.values[kept])
+
+    def present(self) -> NDArray[np.bool_]:
+        """Whether conversations have tokens of each role, bool [conversations, 2]."""
+        present = np.zeros((self.conversations, len(Role)), np.bool_)
+        present[self.row, self.role] = True
+        return present
 
 
 def series_at(index: int, directions: int) -> Series:
@@ -44,21 +84,6 @@ def series_at(index: int, directions: int) -> Series:
 def series_of_role(role: Role, directions: int) -> NDArray[np.intp]:
     """Indices of a role's 2 * `directions` series, ascending."""
     return np.arange(PER_DIRECTION * directions).reshape(2, len(Role), directions)[:, role].ravel()
-
-
-def role_columns(values: NDArray[np.signedinteger], role: Role) -> NDArray[np.signedinteger]:
-    """The columns [n, 2D] of [n, 4D] that belong to a role, ordered as `series_of_role`."""
-    rows, series = values.shape
-    directions = series // PER_DIRECTION
-    by_role = values.reshape(rows, 2, len(Role), directions)[:, :, role]
-    return by_role.reshape(rows, 2 * directions)
-
-
-def roles_present(values: NDArray[np.signedinteger]) -> NDArray[np.bool_]:
-    """Whether each role has tokens, bool [n, 2]. `values` is [n, 4D]."""
-    # A role's series are present together, so one of them answers for all.
-    directions = values.shape[1] // PER_DIRECTION
-    return values[:, [role * directions for role in Role]] != ABSENT
 
 
 def per_series(by_role: NDArray[np.int64], directions: int) -> NDArray[np.int64]:

@@ -1,49 +1,102 @@
 """`budget`: flag the conversations whose exceedances, taken together, are too much at a given rate.
 
-A planted behaviour moves a dozen directions of one role a little at once, so a role's score is
+A planted behaviour moves a dozen directions of one role a little at one place, so a segment's
+score is
 
-    largest + sum of the ten largest / 2 - 0.03 log2(tokens / 64)
+    largest + sum of the ten largest / 2
 
-over the exceedances of its series over their 90th percentiles (cosine units; only positive ones
-are summed). The last term is there because short conversations exceed less; `tokens` are those of
-the whole conversation. The threshold of a role is the conformal quantile of the scores of earlier
-conversations, so the asked rate is kept whatever the scores' distribution; each role gets half of
-it. That takes 2 / rate - 1 conversations, 1 / rate - 1 of them with the role.
+over the exceedances of its series over their 99th percentiles (cosine units; only positive ones
+are summed). A role's score is that of its highest segment. More segments have more chances, so a
+handicap for each doubling of their number is taken off; it is learnt from the scores of earlier
+conversations. The threshold of a role is the conformal quantile of these, so the asked rate is
+kept whatever the scores' distribution; each role gets half of it. That takes 2 / rate - 1
+conversations, 1 / rate - 1 of them with the role.
 """
 
 from dataclasses import dataclass
 from fractions import Fraction
+from math import ceil, log
 from typing import ClassVar, Final
 
 import numpy as np
 
-from schemas.records import STEPS_PER_UNIT, Int32s, Role
+from schemas.records import Int32s, Role
 from transforms.ranges.fitted import Fitted, Integers, ScoreRule
 from transforms.ranges.policies.base import PolicySettings
 from transforms.ranges.ranges import Ranges
+from transforms.ranges.scores import LENGTHS, Tally
 
-BOUND_QUANTILE: Final = 0.90
+BOUND_QUANTILE: Final = 0.99
 TOGETHER: Final = 10
-LENGTH_WEIGHT: Final = 0.03
-LENGTH_ORIGIN: Final = 64
+SETTLED: Final = 100
+"""Conversations of a role that its bounds need: what exceeds the bounds of fewer says little."""
+
+TAIL: Final = Fraction(3, 4)
+"""Handicaps make this quantile of the scores the same for all lengths."""
+
+ENOUGH: Final = 20
+"""Scores of a length that have a say in the handicap."""
+
+BULK: Final = (Fraction(3, 4), Fraction(19, 20))
+"""Quantiles of the scores that say how fast their tail falls."""
+
+SLACK: Final = 4
+
+GRAIN: Final = 8
+"""Handicaps are multiples of so many bins (0.002 in cosine), so that chance hardly moves them."""
 
 
-def budget_score(excess: Int32s, tokens: Integers) -> Integers:
-    """Score of a role by the module's rule. Shapes as `ScoreRule.score`."""
+def budget_score(excess: Int32s) -> Integers:
+    """Score of a segment by the module's rule. Shapes as `ScoreRule.score`."""
     together = min(TOGETHER, excess.shape[1])
     largest = np.partition(excess, -together, axis=1)[:, -together:]
-    # Rounded here once, so that everything after the logarithm is exact on every machine.
-    length = np.rint(LENGTH_WEIGHT * STEPS_PER_UNIT * np.log2(tokens / LENGTH_ORIGIN))
     positive = np.maximum(largest, 0).sum(axis=1, dtype=np.int64)
-    return largest.max(axis=1) + positive // 2 - length.astype(np.int64)
+    return largest.max(axis=1) + positive // 2
+
+
+def handicap_of(tally: Tally) -> int:
+    """How much scores grow with each doubling of the number of segments, in bins, at least 0.
+
+    The slope of the line through the lengths' TAIL quantiles (least squares, weighted by how many
+    scores a length has). In whole numbers up to the last step, so that it is the same everywhere.
+    """
+    tails = []
+    for length in range(LENGTHS):
+        of_length = tally.of_length(length)
+        if of_length.n >= ENOUGH:
+            rank = np.searchsorted(np.cumsum(of_length.counts), ceil(of_length.n * TAIL))
+            tails.append((of_length.n, length, int(of_length.bins[rank])))
+    weight = sum(n for n, _, _ in tails)
+    if len(tails) < 2:
+        return 0
+    middle = Fraction(sum(n * length for n, length, _ in tails), weight)
+    spread = sum(n * (length - middle) ** 2 for n, length, _ in tails)
+    together = sum(n * (length - middle) * tail for n, length, tail in tails)
+    return max(GRAIN * round(Fraction(together, GRAIN * spread)), 0)
+
+
+def tail_end(tally: Tally, beyond: Fraction) -> int:
+    """The farthest that a threshold may lie, in steps, if `beyond` of the scores are to be above it.
+
+    It bounds what few, high scores can do, which may be an attacker's. The tail beyond the bulk of
+    the scores is taken to fall exponentially, no faster than between two quantiles that few scores
+    can hardly move, and to be SLACK times as heavy as that.
+
+    Args:
+      tally: at least one score, all of length 0.
+      beyond: how many scores, above 0.
+    """
+    inner, outer = (tally.upper_end(max(ceil(tally.n * each), 1)) for each in BULK)
+    scale = (outer - inner) / log((1 - BULK[0]) / (1 - BULK[1]))
+    return outer + round(scale * max(log(SLACK * tally.n * (1 - BULK[1]) / beyond), 0))
 
 
 @dataclass(frozen=True, slots=True)
 class BudgetPolicy:
-    """Bounds are 90th percentiles; thresholds keep the asked rate, shared out over the roles."""
+    """Bounds are 99th percentiles; thresholds keep the asked rate, shared out over the roles."""
 
     name: ClassVar[str] = "budget"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     keeps_scores: ClassVar[bool] = True
 
     settings: PolicySettings
@@ -55,21 +108,34 @@ class BudgetPolicy:
 
     def fit(self, ranges: Ranges) -> Fitted:
         """See `Policy.fit`."""
-        user, assistant = (self._threshold(ranges, role) for role in Role)
-        known = ranges.counts.conversations > 0
+        known = ranges.conversations.stretches >= SETTLED
+        # A flood of flagged ones has no say in how scores grow with length.
+        user, assistant = (handicap_of(tally) for tally in ranges.scores.kept)
         return Fitted(
-            ranges.counts.quantile(BOUND_QUANTILE),
+            ranges.segments.quantile(BOUND_QUANTILE),
             (bool(known[Role.USER]), bool(known[Role.ASSISTANT])),
-            (user, assistant),
+            (
+                self._threshold(ranges, Role.USER, user),
+                self._threshold(ranges, Role.ASSISTANT, assistant),
+            ),
             ScoreRule(budget_score, most_named=TOGETHER),
+            (user, assistant),
         )
 
-    def _threshold(self, ranges: Ranges, role: Role) -> int | None:
-        if ranges.counts.conversations[role] == 0:
+    def _threshold(self, ranges: Ranges, role: Role, handicap: int) -> int | None:
+        if ranges.conversations.stretches[role] < SETTLED:
             return None
+        share, scores = self._rate / len(Role), ranges.scores
+        conformal = scores.conformal_threshold(role, share, self._rate, handicap)
+        if conformal is None:
+            return None
+        tally = scores.kept[role].merged(scores.held[role]).lowered(handicap)
+        return min(conformal, tail_end(tally, share * (tally.n + int(scores.absent[role]))))
+
+    @property
+    def _rate(self) -> Fraction:
         # By way of its decimal form 0.01 is a hundredth, not the float next to it.
-        rate = Fraction(str(self.settings.rate))
-        return ranges.scores.conformal_threshold(role, rate / len(Role), rate)
+        return Fraction(str(self.settings.rate))
 
 
 SCORE_RULE: Final = f"{BudgetPolicy.name}/{BudgetPolicy.version}"

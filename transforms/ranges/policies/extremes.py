@@ -15,18 +15,19 @@ from transforms.ranges.policies.base import PolicySettings
 from transforms.ranges.ranges import Ranges
 
 
-def farthest(excess: Int32s, tokens: Integers) -> Integers:
-    """Score of a role: its largest exceedance. Shapes as `ScoreRule.score`."""
+def farthest(excess: Int32s) -> Integers:
+    """Score of a stretch: its largest exceedance. Shapes as `ScoreRule.score`."""
     return excess.max(axis=1)
 
 
 def fit_bounds(bounds: Int32s, ranges: Ranges, settings: PolicySettings) -> Fitted:
     """Flag any series over its bound by more than eps, in roles seen often enough."""
     eps = round(settings.eps * STEPS_PER_UNIT)
-    n = [int(count) for count in ranges.counts.conversations]
+    n = [int(count) for count in ranges.conversations.stretches]
     user, assistant = (eps if count >= settings.min_calibration else None for count in n)
     thresholds: Thresholds = (user, assistant)
-    return Fitted(bounds, (n[0] > 0, n[1] > 0), thresholds, ScoreRule(farthest, margin_over=eps))
+    rule = ScoreRule(farthest, margin_over=eps)
+    return Fitted(bounds, (n[0] > 0, n[1] > 0), thresholds, rule, whole=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,4 +43,4 @@ class ExtremesPolicy:
 
     def fit(self, ranges: Ranges) -> Fitted:
         """See `Policy.fit`."""
-        return fit_bounds(ranges.counts.maximum.astype(np.int32), ranges, self.settings)
+        return fit_bounds(ranges.conversations.maximum.astype(np.int32), ranges, self.settings)

@@ -26,5 +26,5 @@ class PercentilePolicy:
 
     def fit(self, ranges: Ranges) -> Fitted:
         """See `Policy.fit`."""
-        bounds = ranges.counts.quantile(self.settings.percentile / 100)
+        bounds = ranges.conversations.quantile_of_all(self.settings.percentile / 100)
         return fit_bounds(bounds, ranges, self.settings)

@@ -1,0 +1,103 @@
+"""The budget policy over many epochs: traffic that stays as it is, and that is made to move.
+
+An epoch stands for a day. Nothing here is a model's; the tails are like its scores' (fixed seeds).
+"""
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import pytest
+from normal_traffic import DIRECTIONS, moved, traffic
+
+from schemas.records import Role, Segments
+from transforms.ranges.calibration import calibrate
+from transforms.ranges.counting import count
+from transforms.ranges.fitted import Judgements
+from transforms.ranges.policies import PolicySettings, make_policy
+from transforms.ranges.ranges import Ranges, close
+
+EMPTY = Ranges.empty(DIRECTIONS, "d" * 64, "a-model")
+RATE = 0.01
+DAY = 300
+"""Conversations."""
+
+Epoch = Callable[[int], Segments]
+
+
+def calibrated(n: int = 500) -> Ranges:
+    segments = traffic(n, seed=1)
+    return calibrate(lambda: [(np.arange(n), segments)], EMPTY)
+
+
+def judged(ranges: Ranges, epochs: int, epoch: Epoch) -> Iterator[Judgements]:
+    """Every epoch by those before it."""
+    policy = make_policy("budget", PolicySettings(rate=RATE))
+    for number in range(epochs):
+        judgements = policy.fit(ranges).judge(epoch(number))
+        yield judgements
+        ranges = close(ranges, count(policy, EMPTY, judgements))
+
+
+def test_the_rate_is_kept_over_200_epochs() -> None:
+    days = judged(calibrated(), 200, lambda number: traffic(DAY, seed=1000 + number))
+    shares = np.array([day.flagged.mean() for day in days])
+    assert 0.007 <= shares.mean() <= 0.013
+    for part in np.split(shares, 4):
+        assert 0.006 <= part.mean() <= 0.014, "nor does it wander"
+
+
+def test_learning_from_nothing_the_rate_is_kept_too() -> None:
+    """What is judged before there are enough conversations is neither clean nor flagged."""
+    days = list(judged(EMPTY, 150, lambda number: traffic(60, seed=3000 + number)))
+    flagged, unsure = (
+        np.array([getattr(day, name).mean() for day in days])
+        for name in ("flagged", "uncalibrated")
+    )
+    known = int(np.argmax(unsure < 0.5))
+    assert 4 <= known <= 10, "100 for the bounds, 199 scores by them"
+    assert (flagged[: known - 1] == 0).all()
+    assert 0.006 <= flagged[known:].mean() <= 0.016
+    assert flagged[-50:].mean() <= 0.014
+
+
+def triggered(n: int, seed: int, by: int) -> Segments:
+    """Conversations in whose last segments the assistant's directions are all raised a little."""
+    segments = traffic(n, seed)
+    last = np.append(segments.row[1:] != segments.row[:-1], True)
+    chosen = last & (segments.role == Role.ASSISTANT)
+    for direction in range(DIRECTIONS):
+        raised = segments.high[:, direction].astype(np.int64) + by
+        values = np.where(chosen, raised, segments.high[:, direction])
+        segments = moved(segments, chosen, direction, values[chosen])
+    return segments.take(np.unique(segments.row[chosen]))
+
+
+@pytest.mark.parametrize("share", [0.1, 0.02])
+def test_a_flood_from_day_10_is_still_flagged_on_day_30(share: float) -> None:
+    def epoch(day: int) -> Segments:
+        normal = traffic(DAY, seed=5000 + day)
+        attack = triggered(round(DAY * share * 1.3), seed=7000 + day, by=4000)
+        return normal if day < 10 else Segments.joined([normal, attack])
+
+    days = list(judged(calibrated(), 31, epoch))
+    found = [day.flagged[DAY:].mean() for day in days[10:]]
+    assert found[0] > 0.95, "as it is when it begins"
+    assert np.mean(found[-5:]) > 0.9
+    assert np.mean([day.flagged[:DAY].mean() for day in days[10:]]) <= 0.013
+
+
+def test_what_a_frog_in_warming_water_gains_is_bounded() -> None:
+    """An attacker with a tenth of the traffic who moves on whenever he was not flagged."""
+    by, moves = 0, []
+
+    def epoch(day: int) -> Segments:
+        normal = traffic(DAY, seed=9000 + day)
+        return Segments.joined([normal, triggered(40, seed=11_000 + day, by=by)])
+
+    for day in judged(calibrated(), 60, epoch):
+        unseen = 1 - day.flagged[DAY:].mean()
+        by += 100 if unseen > 0.9 else 0
+        moves.append(by)
+    # In the first days he gets to where nine in ten are not flagged, which needs no learning.
+    assert moves[9] > 500
+    assert moves[-1] - moves[9] <= 50 * 60, "at most 0.0018 in cosine a day"
