@@ -80,7 +80,12 @@ class Score:
 
     score: int
     segments: int
-    held: int | None = None  # where it was above its threshold: the highest score that was not
+    held: int | None = None  # what it counts as, where it was too far above its threshold
+
+    @property
+    def counted(self) -> int:
+        """What it counts as."""
+        return self.score if self.held is None else self.held
 
 
 @dataclass
@@ -134,10 +139,11 @@ class Judge:
         known: Mapping[Role, bool],
         thresholds: Mapping[Role, int | None],
         handicaps: Mapping[Role, int],
+        windows: Mapping[Role, int],
     ) -> None:
-        """Judge by given bounds (low sides negated), thresholds and handicaps, all in steps."""
+        """Judge by given bounds (low sides negated), thresholds and so on, all in steps."""
         self.rules, self.bounds, self.known, self.thresholds = rules, bounds, known, thresholds
-        self.handicaps = handicaps
+        self.handicaps, self.windows = handicaps, windows
         self.directions = len(bounds) // 4
 
     def judge(self, segments: Sequence[Segment]) -> Judgement:
@@ -238,7 +244,8 @@ def fit(rules: Rules, memory: Memory) -> Judge:
     known = {role: memory.count(role) >= (SETTLED if budget else 1) for role in Role}
     handicaps = {role: _handicap(memory.scores[role]) if budget else 0 for role in Role}
     thresholds = {role: _threshold(rules, memory, role, handicaps[role]) for role in Role}
-    return Judge(rules, bounds, known, thresholds, handicaps)
+    windows = {role: _window(rules, memory, role, handicaps[role]) for role in Role}
+    return Judge(rules, bounds, known, thresholds, handicaps, windows)
 
 
 def calibrate(conversations: Sequence[Sequence[Segment]], d: int) -> Memory:
@@ -314,19 +321,8 @@ def _held(role: Role, found: Score, judge: Judge | None) -> Score:
     if judge is None or (threshold := judge.thresholds[role]) is None:
         return found
     limit = threshold + judge.handicaps[role] * _doublings(found.segments)
-    return Score(found.score, found.segments, limit) if found.score > limit else found
-
-
-def _believed(memory: Memory, role: Role, rate: Fraction) -> list[tuple[int, int]]:
-    """Scores and numbers of segments; with a flood of flagged ones, these as held down."""
-    scores = memory.scores[role]
-    flagged = sum(each.held is not None for each in scores)
-    expected = float(rate) / 2 * (len(scores) + memory.without[role])
-    flood = flagged > 2 * expected + 3 * math.sqrt(expected)
-    return [
-        (each.held if flood and each.held is not None else each.score, each.segments)
-        for each in scores
-    ]
+    far = found.score > limit + judge.windows[role]
+    return Score(found.score, found.segments, limit) if far else found
 
 
 def _threshold(rules: Rules, memory: Memory, role: Role, handicap: int) -> int | None:
@@ -335,38 +331,34 @@ def _threshold(rules: Rules, memory: Memory, role: Role, handicap: int) -> int |
     if memory.count(role) < SETTLED:
         return None
     rate, without = Fraction(str(rules.rate)), memory.without[role]
-    bins = sorted(
-        (score - handicap * _doublings(count)) // SCORE_BIN
-        for score, count in _believed(memory, role, rate)
-    )
+    bins = _bins(memory.scores[role], handicap)
     overall = math.ceil((len(bins) + without + 1) * (1 - rate / 2)) - without
     k = max(overall, math.ceil((len(bins) + 1) * (1 - rate)))
-    if k > len(bins):
-        return None
-    return min(_upper_end(bins[k - 1]), _tail_end(memory.scores[role], handicap, rate, without))
+    return _upper_end(bins[k - 1]) if k <= len(bins) else None
+
+
+def _bins(scores: Sequence[Score], handicap: int) -> list[int]:
+    """Of all scores less handicaps, ascending."""
+    return sorted(
+        (each.counted - handicap * _doublings(each.segments)) // SCORE_BIN for each in scores
+    )
 
 
 def _upper_end(number: int) -> int:
     return number * SCORE_BIN + SCORE_BIN - 1
 
 
-def _tail_end(scores: Sequence[Score], handicap: int, rate: Fraction, without: int) -> int:
-    """Four times as many as an exponential tail has above it, if it goes on as from 75% to 95%."""
-    ends = sorted(
-        _upper_end(
-            (
-                (each.score if each.held is None else each.held)
-                - handicap * _doublings(each.segments)
-            )
-            // SCORE_BIN
-        )
-        for each in scores
-    )
-    inner = ends[math.ceil(len(ends) * Fraction(3, 4)) - 1]
-    outer = ends[math.ceil(len(ends) * Fraction(19, 20)) - 1]
-    above = rate / 2 * (len(ends) + without)
-    factor = math.log(4 * Fraction(len(ends), 20) / above) / math.log(5)
-    return outer + round((outer - inner) * max(factor, 0))
+def _window(rules: Rules, memory: Memory, role: Role, handicap: int) -> int:
+    """Where three of four of what is above a threshold are, if the tail falls as before it."""
+    scores = memory.scores[role]
+    bins = _bins(scores, handicap)
+    expected = Fraction(str(rules.rate)) / 2 * (len(bins) + memory.without[role])
+    held = sum(each.held is not None for each in scores)
+    if not bins or held > expected + 3 * math.sqrt(expected):
+        return 0
+    inner = bins[math.ceil(len(bins) * Fraction(3, 4)) - 1]
+    outer = bins[math.ceil(len(bins) * Fraction(19, 20)) - 1]
+    return round((_upper_end(outer) - _upper_end(inner)) * math.log(4) / math.log(5))
 
 
 def _handicap(scores: Sequence[Score]) -> int:

@@ -382,6 +382,51 @@ def test_files_of_different_directions_are_not_merged(
         merge(sorted(tmp_path.glob("*.parquet")), tmp_path / "x", CONVERSATIONS, "m", "e")
 
 
+def former(table: pa.Table) -> pa.Table:
+    """The table as schema version 1 had it: places of whole conversations and no segments."""
+    metadata = {**(table.schema.metadata or {}), b"deltawatch.schema_version": b"1"}
+    kind = pa.list_(pa.field("element", pa.uint32(), nullable=False), 2 * D)
+    places = pa.FixedSizeListArray.from_arrays(
+        pa.array(np.arange(2 * D * len(table)), pa.uint32()), type=kind
+    )
+    table = table.drop_columns(list(SEGMENT_COLUMNS))
+    for name in ("low_at", "high_at"):
+        table = table.append_column(pa.field(name, kind, nullable=False), places)
+    return table.replace_schema_metadata(metadata)
+
+
+@pytest.mark.parametrize("names", [("a", "b"), ("b", "a")])
+def test_a_slice_of_the_former_version_is_merged_with_one_of_this(
+    tmp_path: Path, slices: list[list[VerdictPack]], names: tuple[str, str]
+) -> None:
+    old, new = (conversations_table(slices[i], DIRECTIONS, DIRECTIONS_HASH) for i in (0, 1))
+    paths = [tmp_path / f"{name}.parquet" for name in names]
+    for path, table in zip(paths, (former(old), new), strict=True):
+        write_table(table, path)
+    written = merge(paths, tmp_path / "archive", CONVERSATIONS, "m", "e")
+    for path in written:
+        assert pq.read_schema(path).equals(conversations_schema(D))
+        assert pq.read_schema(path).metadata[b"deltawatch.schema_version"] == b"2"
+    nothing: dict[str, list[int]] = {name: [] for name in SEGMENT_COLUMNS}
+    expected = [{**row, **nothing} for row in old.to_pylist()] + new.to_pylist()
+    found = [row for path in written for row in pq.ParquetFile(path).read().to_pylist()]
+    assert sorted(found, key=place) == sorted(expected, key=place)
+
+
+def place(row: dict[str, Any]) -> tuple[str, int, int]:
+    return row["source"], row["partition"], row["offset"]
+
+
+def test_an_epoch_of_the_former_version_stays_as_it_is(
+    tmp_path: Path, slices: list[list[VerdictPack]]
+) -> None:
+    table = former(conversations_table(slices[0], DIRECTIONS, DIRECTIONS_HASH))
+    write_table(table, tmp_path / "a.parquet")
+    (path,) = merge([tmp_path / "a.parquet"], tmp_path / "archive", CONVERSATIONS, "m", "e")
+    assert pq.ParquetFile(path).read().equals(table)
+    assert pq.read_schema(path).metadata == table.schema.metadata
+
+
 def test_an_empty_slice_makes_no_rows(tmp_path: Path, slices: list[list[VerdictPack]]) -> None:
     pending = pend(tmp_path / "pending", [*slices, []])
     alone = pend(tmp_path / "alone", [[]])

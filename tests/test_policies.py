@@ -56,6 +56,7 @@ def naive_judge(name: str, fitted: Fitted, ranges: Ranges) -> oracle.Judge:
         {role: bool(ranges.conversations.stretches[role] >= least) for role in Role},
         {role: fitted.thresholds[role] for role in Role},
         {role: 8 * fitted.handicaps[role] for role in Role},
+        {role: fitted.windows[role] for role in Role},
     )
 
 

@@ -44,7 +44,8 @@ def some_ranges(n: int = 60, seed: int = 0, model: str = "a-model") -> Ranges:
     scores[: n // 6, 1] = ABSENT
     empty = Ranges.empty(2, HASH, model)
     counted = empty.plus(Stretches.of(some_segments(n, seed)))
-    return counted.plus_scores(scores, rng.integers(0, 4, (n, 2)), scores == ABSENT)
+    held = np.where(scores > 3000, 3000, ABSENT).astype(np.int32)
+    return counted.plus_scores(scores, rng.integers(0, 4, (n, 2)), scores == ABSENT, held)
 
 
 def test_segments_and_whole_conversations_are_counted_beside_each_other() -> None:
@@ -54,6 +55,7 @@ def test_segments_and_whole_conversations_are_counted_beside_each_other() -> Non
     assert ranges.segments.stretches.tolist() == [120, 100]
     assert ranges.conversations.stretches.tolist() == [60, 50]
     assert ranges.segments.total == ranges.conversations.total == 60
+    assert ranges.without_segments == 0
     np.testing.assert_array_equal(ranges.segments.maximum, ranges.conversations.maximum)
 
 
@@ -99,6 +101,8 @@ def test_hash_depends_on_segments_conversations_and_scores() -> None:
         empty.plus(apart.whole()),
         empty.plus_scores(scores, lengths, absent),
         empty.plus_scores(scores, lengths + 1, absent),
+        empty.plus_scores(scores, lengths, absent, scores),
+        empty.plus_scores(scores, lengths, absent, scores - 8),
     ]
     assert len({ranges.hash for ranges in found}) == len(found)
 
@@ -252,6 +256,8 @@ def test_of_a_former_format_the_counts_of_whole_conversations_are_kept(number: i
     assert ranges.conversations.total == {1: 57, 2: 58}[number]
     assert same(ranges.segments, Counts.empty(2))
     assert same(ranges.scores, ScoreCounts.empty())
+    assert ranges.without_segments == ranges.conversations.total
+    assert ranges.merged(some_ranges(30)).without_segments == ranges.conversations.total
     again = Ranges.from_bytes(ranges.to_bytes())
     assert identity(ranges.to_bytes())["format"] == 3
     assert again.hash == ranges.hash

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from schemas.records import ABSENT, Role
-from transforms.ranges.policies.budget import ENOUGH, GRAIN, TAIL, handicap_of
+from transforms.ranges.policies.budget import ENOUGH, GRAIN, TAIL, handicap_of, window_of
 from transforms.ranges.scores import BIN_WIDTH, LENGTHS, ScoreCounts, Tally, length_of
 
 HALF_PERCENT = Fraction("0.005")
@@ -264,8 +264,7 @@ def test_a_rare_role_is_not_flagged_at_every_appearance() -> None:
     assert threshold == 144 * 8 + 7
 
 
-@pytest.mark.parametrize("handicap", [0, 40])
-@pytest.mark.parametrize("present", [1.0, 0.7])
+@pytest.mark.parametrize(("present", "handicap"), [(1.0, 0), (0.7, 0), (0.7, 40)])
 def test_new_conversations_exceed_at_most_at_the_asked_rate(present: float, handicap: int) -> None:
     rng = np.random.default_rng(4)
     rate, n, rounds = Fraction("0.05"), 59, 3000
@@ -284,84 +283,75 @@ def test_new_conversations_exceed_at_most_at_the_asked_rate(present: float, hand
     assert 0 < flagged / rounds <= float(rate) + spread
 
 
-# --- what was flagged ---------------------------------------------------------------------------
+# --- what was far above a threshold -------------------------------------------------------------
 
 
-def counted_with_flagged(
-    kept: Scored, flagged: Scored, held_down: int, absent: int = 0
-) -> ScoreCounts:
-    """Counts of a user's scores, some above a threshold; nobody has an assistant."""
-    rows = [(*each, ABSENT) for each in kept] + [(*each, held_down) for each in flagged]
+def counted_with_held(kept: Scored, held: Scored, absent: int = 0) -> ScoreCounts:
+    """Counts of a user's scores, some held down to what they say; nobody has an assistant."""
+    rows = [(*each, ABSENT) for each in kept] + [(300_000, n, score) for score, n in held]
     rows += [(ABSENT, 0, ABSENT)] * absent
-    user, lengths, held = np.array(rows, np.int64).reshape(-1, 3).T
+    user, lengths, down = np.array(rows, np.int64).reshape(-1, 3).T
     nobody = np.full(len(rows), ABSENT)
     scores = np.stack([user, nobody], axis=1).astype(np.int32)
     return ScoreCounts.empty().plus(
         scores,
         np.stack([lengths, lengths], axis=1),
         scores == ABSENT,
-        np.stack([held, nobody], axis=1).astype(np.int32),
+        np.stack([down, nobody], axis=1).astype(np.int32),
     )
 
 
 @given(
     st.lists(st.tuples(SCORES, LENGTH), max_size=20),
     st.lists(st.tuples(SCORES, LENGTH), max_size=20),
-    SCORES,
     st.integers(0, 5),
 )
-def test_flagged_scores_are_counted_apart_as_they_are_and_held_down(
-    kept: Scored, flagged: Scored, held_down: int, absent: int
+def test_scores_that_are_held_down_are_counted_as_what_they_are_held_down_to(
+    kept: Scored, held: Scored, absent: int
 ) -> None:
     def bins(scored: Scored) -> Scored:
         return sorted((score // BIN_WIDTH, length) for score, length in scored)
 
-    counts = counted_with_flagged(kept, flagged, held_down, absent)
+    counts = counted_with_held(kept, held, absent)
     assert expanded(counts.kept[Role.USER]) == bins(kept)
-    assert expanded(counts.flagged[Role.USER]) == bins(flagged)
-    held = [(held_down, length) for _, length in flagged]
     assert expanded(counts.held[Role.USER]) == bins(held)
-    assert counts.n == (len(kept) + len(flagged), 0)
-    assert counts.absent.tolist() == [absent, len(kept) + len(flagged) + absent]
-    assert expanded(counts.believed(Role.USER, Fraction(1, 10**6))) == bins(kept + held)
-    assert expanded(counts.believed(Role.USER, Fraction(9, 10))) == bins(kept + flagged)
+    assert expanded(counts.of_role(Role.USER)) == bins(kept + held)
+    assert counts.n == (len(kept) + len(held), 0)
+    assert counts.absent.tolist() == [absent, len(kept) + len(held) + absent]
 
 
-@pytest.mark.parametrize(
-    ("conversations", "rate", "most"),
-    [
-        (10_000, Fraction(1, 100), 230),  # twice 100, and three times its root
-        (200, Fraction(1, 200), 5),
-        (100, Fraction(1, 400), 2),
-    ],
-)
-@pytest.mark.parametrize("absent", [0, 50])
-def test_more_flagged_than_normal_traffic_has_are_a_flood(
-    conversations: int, rate: Fraction, most: int, absent: int
-) -> None:
-    for flagged, counted_as in ((most, 1000), (most + 1, 100)):
-        kept = conversations - absent - flagged
-        scored = ([(80, 2)] * kept, [(8000, 3)] * flagged)
-        believed = counted_with_flagged(*scored, 807, absent).believed(Role.USER, rate)
-        assert believed.counts.tolist() == [kept, flagged]
-        assert believed.bins.tolist() == [10, counted_as]
-        assert believed.lengths.tolist() == [2, 3]
-
-
-def test_a_flood_lifts_no_threshold_and_a_tail_does() -> None:
+def test_a_flood_lifts_no_threshold() -> None:
     kept = [(score, 0) for score in range(0, 8 * 980, 8)]
     rate = Fraction(1, 50)
-    quiet = counted_with_flagged(kept, [(9 * 8000, 0)] * 20, 8 * 979 + 7)
-    # Of 1,000 scores the 980th + 1: k = ceil(1001 * 0.98) = 981.
-    assert quiet.conformal_threshold(Role.USER, rate, rate) == 9 * 8000 + 7
-    flood = counted_with_flagged(kept, [(9 * 8000, 0)] * 1000, 8 * 979 + 7)
-    assert flood.conformal_threshold(Role.USER, rate, rate) == 8 * 979 + 7
+    for flood in (20, 1000):
+        counts = counted_with_held(kept, [(8 * 979 + 7, 0)] * flood)
+        assert counts.conformal_threshold(Role.USER, rate, rate) == 8 * 979 + 7
+
+
+def test_a_window_is_where_three_in_four_of_a_falling_tail_are() -> None:
+    rng = np.random.default_rng(0)
+    scale = 900.0
+    scores = np.rint(rng.exponential(scale, 20_000)).astype(np.int64).tolist()
+    tally = tally_of([(score, 0) for score in scores])
+    window = window_of(tally, 0, Fraction(100))
+    assert window == pytest.approx(scale * math.log(4), rel=0.05)
+    above = np.quantile(scores, 0.99)
+    farther = np.mean(np.array(scores) > above + window) / 0.01
+    assert farther == pytest.approx(0.25, abs=0.06)
+
+
+@pytest.mark.parametrize(("expected", "most"), [(100, 130), (5, 11), (Fraction(1, 4), 1)])
+def test_a_flood_closes_the_window(expected: Fraction, most: int) -> None:
+    tally = tally_of([(score, 0) for score in range(0, 8000, 8)])
+    assert window_of(tally, most, Fraction(expected)) > 0
+    assert window_of(tally, most + 1, Fraction(expected)) == 0
+    assert window_of(tally_of([]), 0, Fraction(expected)) == 0
 
 
 # --- counts -------------------------------------------------------------------------------------
 
 Kind = tuple[int, int, int]
-"""A score, its length, and what it was held down to; ABSENT: it was above no threshold."""
+"""A score, its length, and what it was held down to; ABSENT: it was not."""
 Both = list[tuple[Kind, Kind]]
 """Of user and assistant, per conversation."""
 
@@ -391,10 +381,9 @@ def test_merging_is_a_commutative_monoid_and_arrays_read_back(a: Both, b: Both, 
     for role in Role:
         mine = [row[role] for row in a if row[role][0] != ABSENT]
         assert x.absent[role] == len(a) - len(mine)
-        over = [(score // BIN_WIDTH, length) for score, length, held in mine if held != ABSENT]
         under = [(score // BIN_WIDTH, length) for score, length, held in mine if held == ABSENT]
         held = [(held // BIN_WIDTH, length) for _, length, held in mine if held != ABSENT]
-        for tallies, expected in ((x.kept, under), (x.flagged, over), (x.held, held)):
+        for tallies, expected in ((x.kept, under), (x.held, held)):
             assert expanded(tallies[role]) == sorted(expected)
 
 
@@ -407,20 +396,13 @@ def test_arrays_are_those_that_are_documented() -> None:
         "user_kept_lengths": [0, 2],
         "user_kept_bins": [-1, 2],
         "user_kept_counts": [1, 2],
-        "user_flagged_lengths": [5],
-        "user_flagged_bins": [11],
-        "user_flagged_counts": [1],
         "user_held_lengths": [5],
         "user_held_bins": [8],
         "user_held_counts": [1],
         "assistant_kept_lengths": [1, 3],
         "assistant_kept_bins": [10, 10],
         "assistant_kept_counts": [1, 2],
-        **{
-            f"assistant_{kind}_{name}": []
-            for kind in ("flagged", "held")
-            for name in ("lengths", "bins", "counts")
-        },
+        **{f"assistant_held_{name}": [] for name in ("lengths", "bins", "counts")},
     }
     assert {name: array.tolist() for name, array in arrays.items()} == expected
     for name, array in arrays.items():

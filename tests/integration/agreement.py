@@ -68,12 +68,11 @@ def assert_ranges(ranges: Ranges, memory: oracle.Memory) -> None:
         assert counts.histogram.sum(axis=1).tolist() == [len(each) for each in raw]
         assert counts.total == memory.total
     for role in Role:
-        over = [each for each in memory.scores[role] if each.held is not None]
-        kept = [each for each in memory.scores[role] if each.held is None]
-        scores = ranges.scores
-        assert _counted(scores.kept[role]) == _pairs((each.segments, each.score) for each in kept)
-        assert _counted(scores.flagged[role]) == _pairs((e.segments, e.score) for e in over)
-        assert _counted(scores.held[role]) == _pairs((e.segments, e.held or 0) for e in over)
+        scores, found = ranges.scores, memory.scores[role]
+        kept = [(each.segments, each.score) for each in found if each.held is None]
+        held = [(each.segments, each.held) for each in found if each.held is not None]
+        assert _counted(scores.kept[role]) == _pairs(kept)
+        assert _counted(scores.held[role]) == _pairs(held)
         assert scores.absent[role] == memory.without[role]
 
 

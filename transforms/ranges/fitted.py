@@ -61,6 +61,7 @@ class Fitted:
       thresholds: per role; None where the role is not calibrated.
       rule: makes scores of exceedances.
       handicaps: bins of scores taken off each role's, times its length (see `scores`).
+      windows: how far above its threshold, in steps, a role's score still counts as it is.
       whole: whether a stretch is all that a conversation has of a role, not a segment.
     """
 
@@ -69,6 +70,7 @@ class Fitted:
     thresholds: Thresholds
     rule: ScoreRule
     handicaps: tuple[int, int] = (0, 0)
+    windows: tuple[int, int] = (0, 0)
     whole: bool = False
 
     def judge(self, segments: Segments) -> "Judgements":
@@ -165,11 +167,15 @@ class Judgements:
         return ~self._present & np.array(self.fitted.known)
 
     def held(self) -> Int32s:
-        """Where a role is above its threshold, the highest score that is not, int32 [n, 2].
+        """What scores are held down to before they are counted, int32 [n, 2]; ABSENT: they are not.
 
-        ABSENT elsewhere.
+        Left out, scores above the threshold would be missing from the tail, and it would sink with
+        every epoch. Counted as they are, a flood of flagged conversations would lift it above
+        itself. Held down to it, they keep their place in the tail and lift nothing. Those just
+        above it, as normal traffic's own tail is, count as they are, or it could never rise.
         """
-        return np.where(self.over, self._limits + self._handicaps, ABSENT).astype(np.int32)
+        far = self.over & (self.role_scores > self._limits + np.array(self.fitted.windows))
+        return np.where(far, self._limits + self._handicaps, ABSENT).astype(np.int32)
 
     def records(self) -> tuple[Judgement, ...]:
         """One record per conversation.

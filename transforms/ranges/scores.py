@@ -22,12 +22,6 @@ BIN_WIDTH: Final = 8
 LENGTHS: Final = 12
 """Length l has 2^l to 2^(l + 1) - 1 stretches; the last has no end."""
 
-FLOOD: Final = 2
-"""How many times as many flagged scores as asked for are still taken for normal traffic's."""
-
-_DEVIATIONS: Final = 3
-"""So many standard deviations of a Poisson count may come on top."""
-
 Int64s = NDArray[np.int64]
 
 
@@ -94,18 +88,16 @@ class Tally:
 
 @dataclass(frozen=True, eq=False)
 class ScoreCounts:
-    """Counted scores, one `Tally` per role for each of three kinds. Immutable.
+    """Counted scores, one `Tally` per role for either kind. Immutable.
 
     Attributes:
-      kept: scores that were above no threshold.
-      flagged: scores that were.
-      held: the same, held down to the thresholds they were above.
+      kept: scores that count as they are.
+      held: scores that were held down to the threshold they were above.
       absent: how many conversations could have been scored for a role but had no tokens of it,
         int64 [2].
     """
 
     kept: tuple[Tally, ...]
-    flagged: tuple[Tally, ...]
     held: tuple[Tally, ...]
     absent: Int64s
 
@@ -113,13 +105,16 @@ class ScoreCounts:
     def empty() -> "ScoreCounts":
         """Counts of nothing: merging them in changes nothing."""
         nothing = (Tally.of(*(np.empty(0, np.int64) for _ in range(3))),) * len(Role)
-        return ScoreCounts(nothing, nothing, nothing, np.zeros(len(Role), np.int64))
+        return ScoreCounts(nothing, nothing, np.zeros(len(Role), np.int64))
 
     @property
     def n(self) -> tuple[int, ...]:
         """How many scores each role has."""
-        pairs = zip(self.kept, self.flagged, strict=True)
-        return tuple(kept.n + flagged.n for kept, flagged in pairs)
+        return tuple(self.of_role(role).n for role in Role)
+
+    def of_role(self, role: Role) -> Tally:
+        """All scores of a role."""
+        return self.kept[role].merged(self.held[role])
 
     def plus(
         self,
@@ -134,39 +129,22 @@ class ScoreCounts:
           scores: in steps, [n, 2]; ABSENT: that role was not scored, for whatever reason.
           lengths: of the role's part in the conversation, [n, 2].
           absent: whether a role was not scored for want of tokens only, [n, 2].
-          held: the score a role was held down to where it was above its threshold, [n, 2]; ABSENT
-            elsewhere. None: nothing was above.
+          held: what a score is held down to, [n, 2]; ABSENT where it counts as it is. None: all do.
         """
         held = np.full_like(scores, ABSENT) if held is None else held
-        over = held != ABSENT
         return ScoreCounts(
-            _added(self.kept, np.where(over, ABSENT, scores), lengths),
-            _added(self.flagged, np.where(over, scores, ABSENT), lengths),
+            _added(self.kept, np.where(held == ABSENT, scores, ABSENT), lengths),
             _added(self.held, held, lengths),
             self.absent + absent.sum(axis=0, dtype=np.int64),
         )
 
     def merged(self, other: "ScoreCounts") -> "ScoreCounts":
         """The conversations of both."""
-        kept, flagged, held = (
+        kept, held = (
             tuple(mine.merged(theirs) for mine, theirs in zip(ours, of_other, strict=True))
-            for ours, of_other in zip(self._kinds(), other._kinds(), strict=True)
+            for ours, of_other in ((self.kept, other.kept), (self.held, other.held))
         )
-        return ScoreCounts(kept, flagged, held, self.absent + other.absent)
-
-    def believed(self, role: Role, rate: Fraction) -> Tally:
-        """The scores of a role that say where normal traffic ends, if `rate` of it is flagged.
-
-        About as many flagged scores as asked for are normal traffic's own tail and count as they
-        are: without them a threshold that is too low could never rise. Are there many more, it is
-        not known which are normal; then they count as held down, so that they keep the tail's
-        place and lift nothing.
-        """
-        flagged = self.flagged[role]
-        expected = rate * (self.n[role] + int(self.absent[role]))
-        more = flagged.n - FLOOD * expected
-        flood = more > 0 and more**2 > _DEVIATIONS**2 * expected
-        return self.kept[role].merged(self.held[role] if flood else flagged)
+        return ScoreCounts(kept, held, self.absent + other.absent)
 
     def conformal_threshold(
         self, role: Role, rate: Fraction, own_rate: Fraction, handicap: int = 0
@@ -189,7 +167,7 @@ class ScoreCounts:
         Returns:
           Steps, or None while there are too few conversations for the rates (k > n).
         """
-        tally = self.believed(role, rate).lowered(handicap)
+        tally = self.of_role(role).lowered(handicap)
         absent = int(self.absent[role])
         among_all = ceil((tally.n + absent + 1) * (1 - rate)) - absent
         k = max(among_all, ceil((tally.n + 1) * (1 - own_rate)))
@@ -198,7 +176,7 @@ class ScoreCounts:
     def to_arrays(self) -> dict[str, NDArray[Any]]:
         """`absent`, and per role and kind `ROLE_KIND_lengths`, `..._bins`, `..._counts`."""
         arrays: dict[str, NDArray[Any]] = {"absent": self.absent}
-        for kind, tallies in zip(_KINDS, self._kinds(), strict=True):
+        for kind, tallies in (("kept", self.kept), ("held", self.held)):
             for role, tally in zip(Role, tallies, strict=True):
                 columns = (tally.lengths, tally.bins, tally.counts)
                 arrays |= dict(zip(_array_names(role, kind), columns, strict=True))
@@ -207,17 +185,11 @@ class ScoreCounts:
     @staticmethod
     def from_arrays(arrays: Mapping[str, NDArray[Any]]) -> "ScoreCounts":
         """Read back what `to_arrays` gave. Raises KeyError when an array is missing."""
-        kept, flagged, held = (
+        kept, held = (
             tuple(Tally(*(arrays[name] for name in _array_names(role, kind))) for role in Role)
-            for kind in _KINDS
+            for kind in ("kept", "held")
         )
-        return ScoreCounts(kept, flagged, held, arrays["absent"])
-
-    def _kinds(self) -> tuple[tuple[Tally, ...], ...]:
-        return self.kept, self.flagged, self.held
-
-
-_KINDS: Final = ("kept", "flagged", "held")
+        return ScoreCounts(kept, held, arrays["absent"])
 
 
 def _array_names(role: Role, kind: str) -> tuple[str, ...]:

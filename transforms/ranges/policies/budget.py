@@ -24,7 +24,7 @@ from schemas.records import Int32s, Role
 from transforms.ranges.fitted import Fitted, Integers, ScoreRule
 from transforms.ranges.policies.base import PolicySettings
 from transforms.ranges.ranges import Ranges
-from transforms.ranges.scores import LENGTHS, Tally
+from transforms.ranges.scores import LENGTHS, ScoreCounts, Tally
 
 BOUND_QUANTILE: Final = 0.99
 TOGETHER: Final = 10
@@ -40,7 +40,9 @@ ENOUGH: Final = 20
 BULK: Final = (Fraction(3, 4), Fraction(19, 20))
 """Quantiles of the scores that say how fast their tail falls."""
 
-SLACK: Final = 4
+BEYOND: Final = 4
+DEVIATIONS: Final = 3
+"""So many standard deviations of a Poisson count are taken for chance."""
 
 GRAIN: Final = 8
 """Handicaps are multiples of so many bins (0.002 in cosine), so that chance hardly moves them."""
@@ -75,20 +77,22 @@ def handicap_of(tally: Tally) -> int:
     return max(GRAIN * round(Fraction(together, GRAIN * spread)), 0)
 
 
-def tail_end(tally: Tally, beyond: Fraction) -> int:
-    """The farthest that a threshold may lie, in steps, if `beyond` of the scores are to be above it.
+def window_of(tally: Tally, held: int, expected: Fraction) -> int:
+    """How far above a threshold scores are still taken for normal traffic's own tail, in steps.
 
-    It bounds what few, high scores can do, which may be an attacker's. The tail beyond the bulk of
-    the scores is taken to fall exponentially, no faster than between two quantiles that few scores
-    can hardly move, and to be SLACK times as heavy as that.
+    If the tail falls exponentially beyond the bulk of the scores, one in BEYOND of those above the
+    threshold lies farther. Nothing is taken for it once far more scores than that were held down.
 
     Args:
-      tally: at least one score, all of length 0.
-      beyond: how many scores, above 0.
+      tally: of a role, all of length 0.
+      held: how many of them were held down.
+      expected: how many are to be above the threshold.
     """
+    many = held - expected
+    if not tally.n or (many > 0 and many**2 > DEVIATIONS**2 * expected):
+        return 0
     inner, outer = (tally.upper_end(max(ceil(tally.n * each), 1)) for each in BULK)
-    scale = (outer - inner) / log((1 - BULK[0]) / (1 - BULK[1]))
-    return outer + round(scale * max(log(SLACK * tally.n * (1 - BULK[1]) / beyond), 0))
+    return round((outer - inner) * log(BEYOND) / log((1 - BULK[0]) / (1 - BULK[1])))
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,17 +124,22 @@ class BudgetPolicy:
             ),
             ScoreRule(budget_score, most_named=TOGETHER),
             (user, assistant),
+            (
+                self._window(ranges.scores, Role.USER, user),
+                self._window(ranges.scores, Role.ASSISTANT, assistant),
+            ),
         )
 
     def _threshold(self, ranges: Ranges, role: Role, handicap: int) -> int | None:
         if ranges.conversations.stretches[role] < SETTLED:
             return None
         share, scores = self._rate / len(Role), ranges.scores
-        conformal = scores.conformal_threshold(role, share, self._rate, handicap)
-        if conformal is None:
-            return None
-        tally = scores.kept[role].merged(scores.held[role]).lowered(handicap)
-        return min(conformal, tail_end(tally, share * (tally.n + int(scores.absent[role]))))
+        return scores.conformal_threshold(role, share, self._rate, handicap)
+
+    def _window(self, scores: ScoreCounts, role: Role, handicap: int) -> int:
+        conversations = scores.n[role] + int(scores.absent[role])
+        expected = self._rate / len(Role) * conversations
+        return window_of(scores.of_role(role).lowered(handicap), scores.held[role].n, expected)
 
     @property
     def _rate(self) -> Fraction:
