@@ -1,4 +1,6 @@
-"""Arrow schemas of the archive's three tables. Columns are only ever added.
+"""Arrow schemas of the archive's three tables.
+
+Columns are added, never taken out or changed; version 2 is the one exception.
 
 Cosines that were steps (int16) are kept as steps in `conversations` and as float32 elsewhere:
 `round(value * 32767)` gives the steps back exactly. The model and the date are in the folders'

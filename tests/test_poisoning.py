@@ -4,6 +4,7 @@ An epoch stands for a day. Nothing here is a model's; the tails are like its sco
 """
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -58,6 +59,19 @@ def test_learning_from_nothing_the_rate_is_kept_too() -> None:
     assert (flagged[: known - 1] == 0).all()
     assert 0.006 <= flagged[known:].mean() <= 0.016
     assert flagged[-50:].mean() <= 0.014
+
+
+def test_conversations_counted_before_segments_were_are_not_taken_for_bounds() -> None:
+    """What a state of a former version holds: bounds of nothing would make every score huge."""
+    before = replace(calibrated(), segments=EMPTY.segments, scores=EMPTY.scores)
+    assert before.without_segments > 450
+    days = list(judged(before, 40, lambda number: traffic(60, seed=3000 + number)))
+    anew = list(judged(EMPTY, 40, lambda number: traffic(60, seed=3000 + number)))
+    assert not days[0].flagged.any()
+    for mine, other in zip(days[-1].thresholds, anew[-1].thresholds, strict=True):
+        assert mine is not None
+        assert other is not None
+        assert mine == pytest.approx(other, rel=0.5)
 
 
 def triggered(n: int, seed: int, by: int) -> Segments:

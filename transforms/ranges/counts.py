@@ -202,7 +202,7 @@ class Counts:
         histogram[row, bins] = arrays["counts"]
         stretches, total = arrays["stretches"].astype(np.int64), int(arrays["total"][0])
         expected = per_series(stretches, len(maximum) // PER_DIRECTION)
-        if not np.array_equal(histogram.sum(axis=1), expected):
+        if not np.array_equal(histogram.sum(axis=1), expected) or total > stretches.sum():
             raise ValueError("histograms do not add up to the number of stretches")
         return Counts(total, stretches, maximum, histogram)
 

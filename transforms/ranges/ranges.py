@@ -18,7 +18,7 @@ from safetensors.numpy import load, save
 
 from schemas.artefacts import canonical_json
 from schemas.errors import ConfigurationError
-from schemas.records import Int32s
+from schemas.records import Int32s, Role
 from transforms.ranges.counts import Counts
 from transforms.ranges.scores import ScoreCounts
 from transforms.ranges.series import Stretches
@@ -100,6 +100,10 @@ class Ranges:
     def without_segments(self) -> int:
         """Conversations that a former version counted, which knew no segments."""
         return self.conversations.total - self.segments.total
+
+    def behind_segments(self, role: Role) -> int:
+        """How many conversations of a role the counts of segments are of, at least."""
+        return max(int(self.conversations.stretches[role]) - self.without_segments, 0)
 
     @cached_property
     def hash(self) -> str:

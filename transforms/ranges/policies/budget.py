@@ -112,12 +112,12 @@ class BudgetPolicy:
 
     def fit(self, ranges: Ranges) -> Fitted:
         """See `Policy.fit`."""
-        known = ranges.conversations.stretches >= SETTLED
+        known = [ranges.behind_segments(role) >= SETTLED for role in Role]
         # A flood of flagged ones has no say in how scores grow with length.
         user, assistant = (handicap_of(tally) for tally in ranges.scores.kept)
         return Fitted(
             ranges.segments.quantile(BOUND_QUANTILE),
-            (bool(known[Role.USER]), bool(known[Role.ASSISTANT])),
+            (known[Role.USER], known[Role.ASSISTANT]),
             (
                 self._threshold(ranges, Role.USER, user),
                 self._threshold(ranges, Role.ASSISTANT, assistant),
@@ -131,7 +131,7 @@ class BudgetPolicy:
         )
 
     def _threshold(self, ranges: Ranges, role: Role, handicap: int) -> int | None:
-        if ranges.conversations.stretches[role] < SETTLED:
+        if ranges.behind_segments(role) < SETTLED:
             return None
         share, scores = self._rate / len(Role), ranges.scores
         return scores.conformal_threshold(role, share, self._rate, handicap)
