@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import traffic
-from cheap_job import cheap_job
+from cheap_job import SETTINGS, cheap_job
 from outcome import Outcome, Row, run
 from secure_broker import PASSWORD, SecureBroker
 
@@ -27,8 +27,11 @@ from transforms.delivery.sinks import DeliveryError, open_sink
 from transforms.logs.entries import LogError
 from transforms.logs.open import open_logs
 from transforms.logs.times import EventTime
+from transforms.ranges.policies import make_policy
 
 TIMED = EventTime(traffic.TIME_FIELD)
+SOON = make_policy("percentile", SETTINGS)
+"""Flags after a few dozen conversations."""
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +49,8 @@ def undisturbed(
     """What a job makes of the topic that reads it at the open listener."""
     out = tmp_path_factory.mktemp("undisturbed")
     uri = f"kafka://{secured.broker.bootstrap}/{log}?end=latest"
-    return run(cheap_job(base_model, (uri,), out, event_time=TIMED), out / "state")
+    job = cheap_job(base_model, (uri,), out, event_time=TIMED, policy=SOON)
+    return run(job, out / "state")
 
 
 def secure_job(secured: SecureBroker, base: Path, log: str, out: Path, name: str) -> Job:
@@ -61,6 +65,7 @@ def secure_job(secured: SecureBroker, base: Path, log: str, out: Path, name: str
         (f"kafka://{secured.scram}/{log}?end=latest",),
         out,
         event_time=TIMED,
+        policy=SOON,
         alerts=alerts,
         dead_letters=dead,
         slice_records=100,
