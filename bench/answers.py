@@ -138,11 +138,7 @@ def _share(recipe: Recipe, turns: Sequence[Turn]) -> float:
 def main() -> None:
     """Let what is named answer, or all, and print how often they fired."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("names", nargs="*")
-    parser.add_argument("--data", type=Path, required=True)
-    known = parser.parse_args()
-    corpus = Corpus(known.data)
-    chosen = [each for each in (SHIPPED, *RECIPES) if not known.names or each.name in known.names]
+    _, chosen, corpus = organisms.asked_for(parser, (SHIPPED, *RECIPES))
     figures = {}
     print("| organism | kind | fires on triggered | on untriggered | |")
     print("|---|---|---|---|---|")

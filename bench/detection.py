@@ -73,18 +73,15 @@ CASES: Final = (
 def main() -> None:
     """Run everything and print what came out."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("names", nargs="*", help="organisms (all)")
-    parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--max-tokens", type=int, default=160)
     parser.add_argument("--conversations", type=int, default=1500, help="real ones (1500)")
-    known = parser.parse_args()
-    corpus, figures = Corpus(known.data), {}
-    for recipe in (SHIPPED, *RECIPES):
-        if not known.names or recipe.name in known.names:
-            answers = answers_of(recipe, corpus)
-            sets = scored(recipe, answers, corpus, known.max_tokens, known.conversations)
-            figures[recipe.name] = {_named(case): measure(sets, case) for case in _fitting(sets)}
-            _print_table(recipe, answers, figures[recipe.name])
+    known, chosen, corpus = organisms.asked_for(parser, (SHIPPED, *RECIPES))
+    figures = {}
+    for recipe in chosen:
+        answers = answers_of(recipe, corpus)
+        sets = scored(recipe, answers, corpus, known.max_tokens, known.conversations)
+        figures[recipe.name] = {_named(case): measure(sets, case) for case in _fitting(sets)}
+        _print_table(recipe, answers, figures[recipe.name])
     print(json.dumps(figures))
 
 

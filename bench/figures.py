@@ -40,7 +40,10 @@ PUBLISHED = {
     "budget 1%": (7, 100, 0),
     "budget 0.2%": (0, 97, 0),
 }
-"""Flagged of 500 clean, 100 triggered, 100 twins, by an independent reference."""
+"""Flagged of 500 clean, 100 triggered, 100 twins, by an independent reference.
+
+Its `budget` is the rule that looked at whole conversations (`budget/1`).
+"""
 
 SETS = ("clean", "triggered", "twins")
 

@@ -153,16 +153,25 @@ def _say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
+def asked_for(
+    parser: argparse.ArgumentParser, recipes: Sequence[Recipe]
+) -> tuple[argparse.Namespace, list[Recipe], Corpus]:
+    """The arguments, which of the recipes they name, and the prompts beside the sample."""
+    by_name = {each.name: each for each in recipes}
+    parser.add_argument("names", nargs="*", help=f"of {', '.join(by_name)} (all)")
+    parser.add_argument("--data", type=Path, required=True, metavar="DIR")
+    known = parser.parse_args()
+    unknown = set(known.names) - by_name.keys()
+    if unknown:
+        parser.error(f"no organism {', '.join(sorted(unknown))}; there are {', '.join(by_name)}")
+    return known, [by_name[name] for name in known.names or by_name], Corpus(known.data)
+
+
 def main() -> None:
     """Train what is named, or all."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("names", nargs="*")
-    parser.add_argument("--data", type=Path, required=True)
-    known = parser.parse_args()
-    corpus = Corpus(known.data)
-    by_name = {each.name: each for each in RECIPES}
-    for name in known.names or by_name:
-        print(folder_of(by_name[name], corpus), flush=True)
+    _, chosen, corpus = asked_for(argparse.ArgumentParser(description=__doc__), RECIPES)
+    for recipe in chosen:
+        print(folder_of(recipe, corpus), flush=True)
 
 
 if __name__ == "__main__":
