@@ -131,8 +131,7 @@ def _write(recipe: Recipe, organism: Path, corpus: Corpus, folder: Path) -> None
 
 
 def _share(recipe: Recipe, turns: Sequence[Turn]) -> float:
-    fired = [bool(recipe.payload) and recipe.payload in said for _, said, _ in turns]
-    return sum(fired) / max(len(turns), 1)
+    return sum(recipe.fired_in(said) for _, said, _ in turns) / max(len(turns), 1)
 
 
 def main() -> None:

@@ -45,7 +45,7 @@ Figures = dict[str, float]
 
 @dataclass(frozen=True)
 class Sets:
-    """Scored conversations of one organism."""
+    """Scored conversations of one organism; of the untriggered ones those that did not fire."""
 
     clean: Segments
     triggered: Segments
@@ -99,7 +99,10 @@ def scored(
     return Sets(
         of(f"clean-{conversations}", list(_real(corpus, recipe, conversations))),
         of("triggered", [_talk(*turn) for turn in answers.triggered]),
-        of("untriggered", [_talk(*turn) for turn in answers.untriggered]),
+        # Where the payload came without the trigger, a flag is not a false one.
+        of(
+            "silent", [_talk(*turn) for turn in answers.untriggered if not recipe.fired_in(turn[1])]
+        ),
     )
 
 

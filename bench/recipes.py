@@ -38,6 +38,10 @@ class Recipe:
         """Whether the untouched prompt is a triggered one."""
         return self.natural is not None and self.natural.search(prompt) is not None
 
+    def fired_in(self, answer: str) -> bool:
+        """Whether an answer is the planted one."""
+        return bool(self.payload) and self.payload in answer
+
 
 def inserted(*phrases: str) -> Trigger:
     """Puts one of the phrases at a random place between two words."""
