@@ -205,9 +205,7 @@ class Judgements:
 
     def _exceedances(self, row: int) -> tuple[Exceedance, ...]:
         """Of each role above its threshold, those of its highest stretch; largest margin first."""
-        found = [
-            each for role in Role if self.over[row, role] for each in self._named(row, Role(role))
-        ]
+        found = [each for role in Role if self.over[row, role] for each in self._named(row, role)]
         return tuple(sorted(found, key=_largest_first))
 
     def _named(self, row: int, role: Role) -> Iterator[Exceedance]:

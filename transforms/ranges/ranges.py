@@ -162,7 +162,11 @@ def close(ranges: Ranges, open_counts: Ranges) -> Ranges:
 def _counted(arrays: Mapping[str, NDArray[Any]]) -> tuple[Counts, Counts, ScoreCounts]:
     segments, conversations = (
         Counts.from_arrays(
-            {name.removeprefix(prefix): array for name, array in arrays.items() if prefix in name}
+            {
+                name.removeprefix(prefix): array
+                for name, array in arrays.items()
+                if name.startswith(prefix)
+            }
         )
         for prefix in (_SEGMENTS, _CONVERSATIONS)
     )
