@@ -1,51 +1,71 @@
 """What a slice's run left in its folder, gathered for the commit."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import reduce
 from pathlib import Path
 from typing import NamedTuple
 
 from pipeline.job import Job, Model
+from pipeline.learning import Learned, Store
+from schemas.acts import Act
 from schemas.arrow import QUANTILES, RANGES
+from schemas.commit import ModelState, Shift
 from schemas.plan import Plan
 from transforms.archive import files, pending, rows
 from transforms.judge import RING
 from transforms.ranges.ranges import Ranges, close
 from transforms.ranges.series import per_series
+from transforms.ranges.shift import after_epoch
 
 _QUANTILES = dict(zip(QUANTILES, (0.5, 0.9, 0.99, 0.999), strict=True))
 
 
-class Kept(NamedTuple):
-    """Ranges of closed epochs, and the counts of the epoch after them."""
+class Counted(NamedTuple):
+    """What a slice counted of a model: in epochs that it closed, and in the one after them."""
 
-    closed: Ranges
+    closed: list[tuple[int, Ranges]]
     open: Ranges
 
 
-def ranges_after(before: Kept, plan: Plan, job: Job, model: Model, folder: Path) -> Kept:
-    """A model's ranges after a slice, each closed epoch's also as rows of table `ranges`.
+def model_after(
+    held: ModelState,
+    plan: Plan,
+    job: Job,
+    model: Model,
+    folder: Path,
+    store: Store,
+    acts: Sequence[Act],
+) -> ModelState:
+    """What the state holds of a model after a slice; its ledger is the caller's.
 
     Args:
-      before: as the slice found them.
+      held: as the slice found it.
       plan: of the slice.
       job: the configuration.
-      model: whose ranges they are.
-      folder: of the slice; where the judge left what it closed, and rows are left.
+      model: whose it is.
+      folder: of the slice; where the judge left what it counted, and rows of table `ranges` are
+        left of every epoch closed.
+      store: has the ranges.
+      acts: what people want done to the ranges; it is, where an epoch closes.
     """
     if plan.closed_after is None or plan.closed_before is None:
-        return before
-    after = plan.closed_after + 1
-    opened = pending.pending_path(folder, model.name, "open", after, pending.RANGES)
-    if opened.exists():
-        return _from_judge(before, opened, folder, job, model)
-    if plan.complete_through is None:
-        return before
-    # No record of the slice reached the judge: the open epoch closes with what it had.
-    merged = close(before.closed, before.open)
-    # As many as the judge closes of a model with records; without any, a plan may cross any gap.
-    newest = min(plan.closed_after, plan.closed_before + (RING if plan.records else 1))
-    _write_rows(merged, range(plan.closed_before + 1, newest + 1), folder, job, model)
-    return Kept(merged, before.open.emptied())
+        return held
+    counted = _counted(held, plan, model, folder, store)
+    opened = store.write_ranges(counted.open)
+    if not counted.closed:
+        return replace(held, open_hash=opened)
+    before = Learned.of(held, store, job.calendar)
+    learned = _learned(before, counted, plan.closed_after + 1, job, acts)
+    _write_rows(_totals(before, learned, counted), folder, job, model)
+    return replace(
+        held,
+        ranges_hash=store.write_ranges(learned.total),
+        open_hash=opened,
+        generations=learned.generations,
+        acts=learned.acts,
+        shift=_shifted(held.shift, counted, job.policy.asked_rate),
+    )
 
 
 def pending_files(
@@ -59,12 +79,50 @@ def pending_files(
     return gathered
 
 
-def _from_judge(before: Kept, opened: Path, folder: Path, job: Job, model: Model) -> Kept:
-    closed = before.closed
-    for path in sorted(opened.parent.glob("closed-*"), key=pending.epoch_of):
-        closed = _read(path)
-        _write_rows(closed, [pending.epoch_of(path)], folder, job, model)
-    return Kept(closed, _read(opened))
+def _counted(held: ModelState, plan: Plan, model: Model, folder: Path, store: Store) -> Counted:
+    first, after = (plan.closed_before or 0) + 1, (plan.closed_after or 0) + 1
+    opened = pending.pending_path(folder, model.name, "open", after, pending.RANGES)
+    if opened.exists():
+        paths = sorted(opened.parent.glob("closed-*"), key=pending.epoch_of)
+        return Counted([(pending.epoch_of(path), _read(path)) for path in paths], _read(opened))
+    before = store.read_ranges(held.open_hash)
+    if plan.complete_through is None:
+        return Counted([], before)
+    # No record of the slice reached the judge: the open epoch closes with what it had. As many do
+    # as the judge closes of a model with records; without any, a plan may cross any gap.
+    newest = min(after - 1, first + (RING if plan.records else 1) - 1)
+    nothing = before.emptied()
+    later = [(epoch, nothing) for epoch in range(first + 1, newest + 1)]
+    return Counted([(first, before), *later], nothing)
+
+
+def _learned(
+    before: Learned, counted: Counted, after: int, job: Job, acts: Sequence[Act]
+) -> Learned:
+    """What the next epoch is judged by."""
+    # A slice keeps to one day, so it is all of one generation.
+    epochs, counts = zip(*counted.closed, strict=True)
+    learned = before.counted(epochs[0], reduce(close, counts)).at(after, job.can_judge)
+    for act in acts:
+        learned = learned.acted(act, after)
+    return learned
+
+
+def _totals(before: Learned, after: Learned, counted: Counted) -> Iterator[tuple[int, Ranges]]:
+    """Every closed epoch, with what the one after it is judged by."""
+    total = before.total
+    for epoch, counts in counted.closed[:-1]:
+        total = total if before.frozen else close(total, counts)
+        yield epoch, total
+    yield counted.closed[-1][0], after.total
+
+
+def _shifted(shift: Shift, counted: Counted, rate: float | None) -> Shift:
+    if rate is None:
+        return shift
+    for epoch, counts in counted.closed:
+        shift = after_epoch(shift, epoch, counts.judged, counts.flagged, rate)
+    return shift
 
 
 def _read(path: Path) -> Ranges:
@@ -73,19 +131,16 @@ def _read(path: Path) -> Ranges:
     return ranges
 
 
-def _write_rows(
-    ranges: Ranges, epochs: Iterable[int], folder: Path, job: Job, model: Model
-) -> None:
-    counts = ranges.conversations
-    quantiles = {name: counts.quantile_of_all(q) for name, q in _QUANTILES.items()}
-    for epoch in epochs:
+def _write_rows(closed: Iterable[tuple[int, Ranges]], folder: Path, job: Job, model: Model) -> None:
+    for epoch, ranges in closed:
+        counts = ranges.conversations
         table = rows.ranges_table(
             epoch,
             epoch * job.epoch_ms if job.dated else None,
             ranges.hash,
             per_series(counts.stretches, counts.directions),
             counts.maximum,
-            quantiles,
+            {name: counts.quantile_of_all(q) for name, q in _QUANTILES.items()},
             model.directions.entries,
             model.directions.hash,
         )

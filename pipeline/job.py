@@ -15,6 +15,7 @@ from transforms.logs.times import EventTime
 from transforms.model.directions import Directions
 from transforms.model.engine import Engine
 from transforms.model.excerpts import Excerpts
+from transforms.ranges.generations import Calendar
 from transforms.ranges.policies import Policy
 from transforms.ranges.ranges import Ranges
 
@@ -56,6 +57,7 @@ class Job:
       excerpt_tokens: tokens of text shown on each side of a peak; 0: no text leaves.
       slice_records: most records in a slice.
       idle_ms: how long a partition may be silent before it no longer holds the others back.
+      keep_days: how long conversations stay in the ranges.
       kafka_properties: how the brokers of all its topics are secured.
       beam_arguments: handed to Beam as they are.
     """
@@ -73,6 +75,7 @@ class Job:
     excerpt_tokens: int = 0
     slice_records: int = 2000
     idle_ms: int = 30_000
+    keep_days: int = 30
     kafka_properties: ClientProperties = NOT_SECURED
     beam_arguments: tuple[str, ...] = ()
 
@@ -86,6 +89,16 @@ class Job:
     def rules(self) -> Rules:
         """What dates records and bounds slices."""
         return Rules(self.event_time, self.epoch_ms, self.idle_ms)
+
+    @property
+    def calendar(self) -> Calendar:
+        """Of the ranges' generations."""
+        return Calendar(self.epoch_ms, self.keep_days)
+
+    def can_judge(self, ranges: Ranges) -> tuple[bool, bool]:
+        """Whether conversations with a user, with an assistant, can be judged by ranges."""
+        user, assistant = self.policy.fit(ranges).thresholds
+        return user is not None, assistant is not None
 
     @property
     def routed(self) -> bool:
@@ -146,6 +159,7 @@ class Job:
                 "policy": repr(self.policy),
                 "base_ranges": "\n".join(model.base_ranges.hash for model in self.models),
                 "outputs": "\n".join((str(self.archive), self.alerts, self.dead_letters)),
+                "keep_days": str(self.keep_days),
                 "tokens": f"{self.max_tokens}/{self.batch_tokens}/{self.excerpt_tokens}",
                 **({"routes": repr(self.routes)} if self.routed else {}),
             }

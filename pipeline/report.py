@@ -11,6 +11,7 @@ from pipeline.job import Job
 from pipeline.log_lines import LOGGER
 from pipeline.state import State
 from schemas.commit import Commit
+from schemas.range_shift import RangeShift
 from transforms.model.directions import Directions
 from transforms.ranges.ranges import Ranges
 
@@ -124,6 +125,19 @@ def epochs_closed(commit: Commit, ranges: Mapping[str, Ranges]) -> None:
             conversations=[user, assistant],
             **named,
         )
+
+
+def shifted(shift: RangeShift) -> None:
+    """Far more was flagged than asked for."""
+    say(
+        f"{shift.model}: {shift.flagged} of {shift.judged} conversations flagged since epoch"
+        f" {shift.since}, {shift.rate:.2%} asked for; if they are normal, admit them with"
+        " `deltawatch ranges accept`",
+        event="range_shift",
+        model=shift.model,
+        judged=shift.judged,
+        flagged=shift.flagged,
+    )
 
 
 def totals(commit: Commit, job: Job) -> None:

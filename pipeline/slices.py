@@ -6,16 +6,17 @@ same verdicts; the commit makes its outcome the truth.
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from pipeline import collect, publish, report, runner
-from pipeline.collect import Kept
 from pipeline.job import Job, Model
+from pipeline.learning import frozen
 from pipeline.metrics import SLICE_SECONDS, Calibrated
 from pipeline.runner import Counts
 from pipeline.state import State
+from schemas.acts import Act
 from schemas.commit import UNNAMED, Commit, Ledger, ModelState
 from schemas.errors import ConfigurationError, RunFailedError, TransientError
 from schemas.plan import PartitionId, Plan
@@ -58,6 +59,7 @@ class Slices:
         self._target = min(FIRST_SLICE_RECORDS, job.slice_records) if paced else job.slice_records
         self.commit = self._with_models(state.newest_commit() or self._first_commit())
         self._check_resumable()
+        publish.tell_shifts(job, self.commit)
         publish.finish_epochs(job, state, self.commit)
 
     def step(self) -> Commit | None:
@@ -81,6 +83,7 @@ class Slices:
             commit = self._after(plan, folder, counts)
             self._state.write_commit(commit)
         self.commit = commit
+        publish.tell_shifts(self._job, commit)
         with SLICE_SECONDS.labels("archive").time():
             publish.finish_epochs(self._job, self._state, commit)
         return commit
@@ -95,11 +98,7 @@ class Slices:
 
     def calibrated(self) -> Mapping[str, Calibrated]:
         """Per model whether conversations with a user, with an assistant, can be judged by now."""
-        return {name: self._can_judge(ranges) for name, ranges in self.ranges().items()}
-
-    def _can_judge(self, ranges: Ranges) -> Calibrated:
-        user, assistant = self._job.policy.fit(ranges).thresholds
-        return user is not None, assistant is not None
+        return {name: self._job.can_judge(ranges) for name, ranges in self.ranges().items()}
 
     def _first_commit(self) -> Commit:
         nothing = Commit(0, self._job.config_hash, (), None, {}, Ledger(), Ledger(), {}, {})
@@ -205,6 +204,7 @@ class Slices:
             {name: path(held.ranges_hash) for name, held in self._models()},
             {name: path(held.open_hash) for name, held in self._models()},
             plan.complete_through,
+            frozenset(name for name, held in self._models() if frozen(held.acts)),
         )
         counts = runner.run(self._job, plan, start, folder)
         SLICE_SECONDS.labels("score").observe(counts.scoring_seconds)
@@ -221,8 +221,11 @@ class Slices:
 
     def _after(self, plan: Plan, folder: Path, counts: Counts) -> Commit:
         ledger = replace(counts.ledger, lost=plan.lost)
+        done = {act.id for held in self.commit.models.values() for act in held.acts}
+        acts = self._state.take_acts(done)
         models = {
-            model.name: self._model_after(model, plan, folder, counts) for model in self._job.models
+            model.name: self._model_after(model, plan, folder, counts, acts)
+            for model in self._job.models
         }
         files = collect.pending_files(self.commit.pending, folder, self._state.root)
         return Commit(
@@ -241,15 +244,13 @@ class Slices:
             max_tokens=self._job.max_tokens or 0,
         )
 
-    def _model_after(self, model: Model, plan: Plan, folder: Path, counts: Counts) -> ModelState:
+    def _model_after(
+        self, model: Model, plan: Plan, folder: Path, counts: Counts, acts: Sequence[Act]
+    ) -> ModelState:
         held = self.commit.models[model.name]
-        read, write = self._state.read_ranges, self._state.write_ranges
-        before = Kept(read(held.ranges_hash), read(held.open_hash))
-        kept = collect.ranges_after(before, plan, self._job, model, folder)
-        ledger = held.ledger + counts.by_model.get(model.name, Ledger())
-        return replace(
-            held, ranges_hash=write(kept.closed), open_hash=write(kept.open), ledger=ledger
-        )
+        mine = [act for act in acts if act.model == model.name]
+        after = collect.model_after(held, plan, self._job, model, folder, self._state, mine)
+        return replace(after, ledger=held.ledger + counts.by_model.get(model.name, Ledger()))
 
     def _tune(self, plan: Plan, seconds: float) -> None:
         """Size the next slice by this one's speed, so that its run takes about as long as asked."""

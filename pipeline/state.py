@@ -5,16 +5,18 @@ STATE/job.json                what runs on it, for people and for `deltawatch st
 STATE/plan.json               the slice that is being run; gone once it is committed
 STATE/commits/00000012.json   the last ten commits; the newest is the truth
 STATE/ranges/HASH.safetensors ranges and counts, named by content
+STATE/acts/ID.json            what a person wants done to ranges, until an epoch closes
 STATE/pending/00000012/       files of slice 12, until their epoch goes into the archive
 ```
 """
 
 import fcntl
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container, Iterable
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
+from schemas.acts import Act
 from schemas.artefacts import read_json, write_bytes, write_json
 from schemas.commit import Commit
 from schemas.errors import ConfigurationError
@@ -22,6 +24,7 @@ from schemas.plan import Plan
 from transforms.ranges.ranges import Ranges
 
 COMMITS_KEPT = 10
+ACTS = "acts"
 
 _T = TypeVar("_T")
 
@@ -37,7 +40,7 @@ class State:
         """
         self.root = root
         try:
-            for name in ("commits", "ranges", "pending"):
+            for name in ("commits", "ranges", "pending", ACTS):
                 (root / name).mkdir(parents=True, exist_ok=True)
             self._lock = _locked(root / "lock")
         except BlockingIOError:
@@ -64,6 +67,18 @@ class State:
     def pending_plan(self) -> Plan | None:
         """A plan that was begun and not committed."""
         return pending_plan(self.root, self.newest_commit())
+
+    def take_acts(self, done: Container[str]) -> list[Act]:
+        """What people want done to ranges, oldest first; those whose id is done are dropped."""
+        asked = asked_acts(self.root)
+        for act in asked:
+            accepted = self.root / ACTS / f"{act.id}.safetensors"
+            if act.id in done:
+                (self.root / ACTS / f"{act.id}.json").unlink()
+                accepted.unlink(missing_ok=True)
+            elif accepted.exists():
+                self.write_ranges(Ranges.from_bytes(accepted.read_bytes()))
+        return [act for act in asked if act.id not in done]
 
     def describe(self, job: dict[str, Any]) -> None:
         """Say what runs on this state."""
@@ -116,7 +131,7 @@ class State:
             path.unlink()
         kept = [_read(path, Commit.from_json) for path in _commit_paths(self.root)]
         held = [model for commit in kept for model in commit.models.values()]
-        needed = {digest for model in held for digest in (model.ranges_hash, model.open_hash)}
+        needed = {digest for model in held for digest in model.hashes}
         for path in (self.root / "ranges").glob("*.safetensors"):
             if path.stem not in needed:
                 path.unlink()
@@ -126,6 +141,21 @@ def newest_commit(root: Path) -> Commit | None:
     """The newest commit in a state directory that another process may hold; None: none yet."""
     paths = _commit_paths(root)
     return _read(paths[-1], Commit.from_json) if paths else None
+
+
+def asked_acts(root: Path) -> list[Act]:
+    """What people want done to the ranges of a state directory, oldest first."""
+    acts = [_read(path, Act.from_json) for path in (root / ACTS).glob("*.json")]
+    return sorted(acts, key=lambda act: (act.when_ms, act.id))
+
+
+def ask(root: Path, act: Act, accepted: Ranges | None = None) -> None:
+    """Leave an act for the job on a state directory, which does it when an epoch closes."""
+    folder = root / ACTS
+    folder.mkdir(exist_ok=True)
+    if accepted is not None:
+        write_bytes(folder / f"{act.id}.safetensors", accepted.to_bytes())
+    write_json(folder / f"{act.id}.json", act.to_json())
 
 
 def ranges_path(root: Path, digest: str) -> Path:

@@ -4,11 +4,13 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+from schemas.acts import Act
 from schemas.plan import PartitionProgress
 
-FORMAT = 4
+FORMAT = 5
 """1 had neither `lost` in its ledgers nor `reasons` nor `committed_ms`; 2 held one model; 3 did not
-say how long an epoch is, where conversations are cut, and which ranges a model began with."""
+say how long an epoch is, where conversations are cut, and which ranges a model began with; 4 knew
+neither generations nor acts."""
 
 UNNAMED = ""
 """The one model of a commit of format 1 or 2, which did not name it."""
@@ -65,6 +67,23 @@ class Ledger:
 
 
 @dataclass(frozen=True)
+class Shift:
+    """Flagged conversations since there began to be far more of them than asked for.
+
+    Attributes:
+      since: first epoch with far more; None: there are not.
+      judged: conversations since then.
+      flagged: of these.
+      raised: the epoch in which they became too many; None: they have not.
+    """
+
+    since: int | None = None
+    judged: int = 0
+    flagged: int = 0
+    raised: int | None = None
+
+
+@dataclass(frozen=True)
 class ModelState:
     """What a commit holds of one model.
 
@@ -73,12 +92,25 @@ class ModelState:
       open_hash: of its counts of the epoch after the closed one.
       ledger: its part of the total: `scored`, `flagged` and `uncalibrated`, and no more.
       base_hash: of the ranges that it began with; "": not known.
+      generations: hashes of what its ranges are made of, by generation; without any, they are
+        older than every epoch closed here.
+      acts: what people did to its ranges, in the order in which it took effect.
+      shift: whether normal traffic seems to have become another.
     """
 
     ranges_hash: str
     open_hash: str
     ledger: Ledger = field(default_factory=Ledger)
     base_hash: str = ""
+    generations: Mapping[int, str] = field(default_factory=dict)
+    acts: tuple[Act, ...] = ()
+    shift: Shift = field(default_factory=Shift)
+
+    @property
+    def hashes(self) -> set[str]:
+        """Of all ranges that it is made of."""
+        accepted = {act.ranges_hash for act in self.acts if act.ranges_hash}
+        return {self.ranges_hash, self.open_hash, *self.generations.values(), *accepted}
 
 
 @dataclass(frozen=True)
@@ -154,4 +186,9 @@ def _only_model(fields: dict[str, Any]) -> dict[str, Any]:
 
 
 def _model(document: dict[str, Any]) -> ModelState:
-    return ModelState(**{**document, "ledger": Ledger(**document["ledger"])})
+    fields = {**document, "ledger": Ledger(**document["ledger"])}
+    if "generations" in document:
+        fields["generations"] = {int(day): held for day, held in document["generations"].items()}
+        fields["acts"] = tuple(map(Act.from_json, document["acts"]))
+        fields["shift"] = Shift(**document["shift"])
+    return ModelState(**fields)

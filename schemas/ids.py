@@ -19,14 +19,22 @@ def alert_id(position: Position, directions_hash: str, policy: str) -> str:
       directions_hash: of the directions the record was scored with.
       policy: "name/version".
     """
-    return _digest("alert", position, directions_hash, policy)
+    return _digest("alert", *_place(position), directions_hash, policy)
+
+
+def range_shift_id(model: str, directions_hash: str, policy: str, epoch: int) -> str:
+    """Id of the event about a model's traffic in one epoch: 64 hexadecimal characters."""
+    return _digest("range-shift", model, directions_hash, policy, epoch)
 
 
 def dead_letter_id(position: Position, reason: str) -> str:
     """Id of the dead letter of one record for one reason: 64 hexadecimal characters."""
-    return _digest("dead-letter", position, reason)
+    return _digest("dead-letter", *_place(position), reason)
 
 
-def _digest(kind: str, position: Position, *parts: str) -> str:
-    fields = [kind, position.source, position.partition, position.offset, *parts]
-    return hashlib.sha256(canonical_json(fields)).hexdigest()
+def _place(position: Position) -> tuple[str, int, int]:
+    return position.source, position.partition, position.offset
+
+
+def _digest(*parts: str | int) -> str:
+    return hashlib.sha256(canonical_json(parts)).hexdigest()

@@ -97,7 +97,7 @@ def to_ocsf(alert: Alert, clock: int = 0) -> Json:
     severity_id, severity = _severity(_excess(alert))
     shown = alert.evidences[:MAX_EVIDENCES]
     return {
-        **_classification(),
+        **classification(),
         "severity_id": severity_id,
         "severity": severity,
         "time": time,
@@ -117,7 +117,8 @@ def encode(event: Json) -> bytes:
     return canonical_json(event)
 
 
-def _classification() -> Json:
+def classification() -> Json:
+    """What all events have in common."""
     return {
         "activity_id": 1,
         "activity_name": "Create",
@@ -310,14 +311,18 @@ def _resources(alert: Alert) -> list[Json]:
             "truncated": alert.row.truncated,
         },
     }
-    model = {
+    return [conversation, model_resource(alert.model, alert.directions_hash)]
+
+
+def model_resource(model: str, directions_hash: str) -> Json:
+    """A monitored model, as a resource."""
+    return {
         "type": "AI model",
-        "name": well_formed(alert.model),
+        "name": well_formed(model),
         "role_id": 4,
         "role": "Related",
-        "data": {"directions_hash": alert.directions_hash},
+        "data": {"directions_hash": directions_hash},
     }
-    return [conversation, model]
 
 
 def _observables(alert: Alert) -> list[Json]:
@@ -341,6 +346,16 @@ def _metadata(alert: Alert, uid: str) -> Json:
     position = alert.row.header.position
     return {
         "uid": uid,
+        **product(),
+        "log_source": position.source,
+        "original_event_uid": f"{position.source}/{position.partition}/{position.offset}",
+        "correlation_uid": well_formed(alert.row.conversation_id),
+    }
+
+
+def product() -> Json:
+    """What made an event, as its metadata say it."""
+    return {
         "version": OCSF_VERSION,
         "product": {
             "name": "deltawatch",
@@ -349,9 +364,6 @@ def _metadata(alert: Alert, uid: str) -> Json:
         },
         "log_provider": "deltawatch",
         "log_name": "alerts",
-        "log_source": position.source,
-        "original_event_uid": f"{position.source}/{position.partition}/{position.offset}",
-        "correlation_uid": well_formed(alert.row.conversation_id),
     }
 
 

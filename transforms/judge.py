@@ -44,22 +44,24 @@ class JudgeStart:
       ranges: per model the file of its ranges of closed epochs.
       open_counts: per model the file of what is counted so far in the epoch after it.
       complete_through: epochs up to this one have no records beyond this run; None: none.
+      frozen: models whose ranges stay as they are, whatever is counted.
     """
 
     closed_epoch: int
     ranges: Mapping[str, Path]
     open_counts: Mapping[str, Path]
     complete_through: int | None
+    frozen: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """Ranges that leave the judge: of a closed epoch, or the counts of the open one."""
+    """The counts of an epoch as they leave the judge: whole, or so far of one that is open."""
 
     model: str
     epoch: int
     closed: bool
-    ranges: Ranges
+    counted: Ranges
 
 
 class Meta(NamedTuple):
@@ -71,7 +73,7 @@ class Meta(NamedTuple):
 
 @dataclass
 class JudgeEpochs(beam.PTransform):
-    """ScoredPack to VerdictPack, and a Snapshot for every epoch closed and the one left open.
+    """ScoredPack to VerdictPack, and a Snapshot of every epoch closed and the one left open.
 
     Outputs: `verdicts` (main), `snapshots`; both stamped with the start of their epoch.
 
@@ -159,12 +161,12 @@ class _Keeper:
         self._ring[pack.epoch % RING].add(pack)
 
     def close(self) -> Ranges:
-        """Merge the open epoch into the closed ranges and begin the next one."""
-        closed, counted = self.closed, self.open
-        merged = close(closed, counted)
-        self._closed.write(merged)
+        """Merge the open epoch into the closed ranges and begin the next one; what was counted."""
+        counted = self.open
+        if self._model not in self._start.frozen:
+            self._closed.write(close(self.closed, counted))
         self._open.write(counted.emptied())
-        return merged
+        return counted
 
     def take_pending(self, epoch: int) -> list[ScoredPack]:
         bag = self._ring[epoch % RING]

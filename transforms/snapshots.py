@@ -1,4 +1,4 @@
-"""Ranges that leave the judge, to files in the slice's folder for the driver to commit."""
+"""Counts that leave the judge, to files in the slice's folder for the driver to commit."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,5 +29,5 @@ def _write(snapshot: Snapshot, folder: Path) -> str:
     path = pending.pending_path(folder, snapshot.model, kind, snapshot.epoch, pending.RANGES)
     with written(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(snapshot.ranges.to_bytes())
+        path.write_bytes(snapshot.counted.to_bytes())
     return str(path)

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import outcome
@@ -149,13 +148,14 @@ def test_archiving_gone_on_with_under_other_options_shows_every_row_once(
     """A process dies when an epoch's files are in the archive, before the pending ones are gone."""
     before = job(base_model, "out")
     state, kept = State(old / "new-state"), old / "kept"
+    finish_epochs = publish.finish_epochs
 
     def finish(job: Job, state: State, commit: Commit) -> None:
         shutil.copytree(state.root / "pending", kept, dirs_exist_ok=True)
-        publish.finish_epochs(job, state, commit)
+        finish_epochs(job, state, commit)
 
     with monkeypatch.context() as patched:
-        patched.setattr("pipeline.slices.publish", SimpleNamespace(finish_epochs=finish))
+        patched.setattr("pipeline.slices.publish.finish_epochs", finish)
         slices = Slices(before, state)
         while not slices.commit.to_archive:
             slices.step()

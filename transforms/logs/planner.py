@@ -15,6 +15,7 @@ from schemas.plan import Gap, PartitionId, PartitionProgress, PartitionSlice, Pl
 from transforms.logs.entries import Entry
 from transforms.logs.open import Logs
 from transforms.logs.times import EpochClock, EventTime, NoClock, clock_for
+from transforms.ranges.generations import Calendar
 
 MAX_EPOCHS = 8
 """Consecutive epochs a slice may span: what the judge can hold."""
@@ -152,7 +153,7 @@ def plan(
     peeks = _peek_all(logs, progress, closed_epoch, rules, records, clock_ms)
     _advance_idle(peeks, rules, clock_ms)
     barrier = min((peek.reach for peek in peeks), default=_NEVER)
-    chosen, left = _choose(peeks, barrier, closed_epoch, records, rules.bytes)
+    chosen, left = _choose(peeks, barrier, closed_epoch, records, rules)
     complete = _complete(chosen, left, barrier, closed_epoch, _latest_epoch(peeks))
     read = _by_partition(chosen)
     if not chosen and complete is None and not gaps:
@@ -271,7 +272,7 @@ def _advance_idle(peeks: Sequence[_Peek], rules: Rules, clock_ms: int) -> None:
 
 
 def _choose(
-    peeks: Sequence[_Peek], barrier: float, closed: int | None, records: int, max_bytes: int
+    peeks: Sequence[_Peek], barrier: float, closed: int | None, records: int, rules: Rules
 ) -> tuple[list[_Candidate], list[_Candidate]]:
     """The candidates that are read in this slice, and those that are not."""
     ahead = [candidate for peek in peeks for candidate in peek.candidates]
@@ -282,10 +283,12 @@ def _choose(
             f"{ahead[0].partition.source} has more than when it had been read to its end; give "
             f"another --state"
         )
-    last = min(barrier, first + MAX_EPOCHS - 1)
+    # A slice keeps to one day: what expires at its end is taken out of the ranges between slices.
+    day_ends = Calendar(rules.epoch_ms).last_epoch(int(first))
+    last = min(barrier, first + MAX_EPOCHS - 1, day_ends)
     size, count = 0, 0
     for candidate in ahead:
-        over = count >= records or (count > 0 and size + candidate.size > max_bytes)
+        over = count >= records or (count > 0 and size + candidate.size > rules.bytes)
         if over or candidate.epoch > last:
             break
         size, count = size + candidate.size, count + 1

@@ -17,6 +17,9 @@ def count(policy: Policy, opened: Ranges, judgements: Judgements) -> Ranges:
       judgements: of the conversations.
     """
     counted = opened.plus(judgements.stretches.of_conversations(~judgements.flagged))
+    counted = counted.plus_verdicts(
+        int((~judgements.uncalibrated).sum()), int(judgements.flagged.sum())
+    )
     if not policy.keeps_scores:
         return counted
     return counted.plus_scores(

@@ -27,7 +27,10 @@ FORMAT: Final = 3
 """1 and 2 knew whole conversations only, and their scores are of `budget/1`."""
 
 _METADATA_KEY: Final = "deltawatch"
-_SEGMENTS, _CONVERSATIONS = "segments.", "conversations."
+_SEGMENTS, _CONVERSATIONS, _ACCEPTED = "segments.", "conversations.", "accepted."
+_VERDICTS = "verdicts"
+
+Arrays = Mapping[str, NDArray[Any]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,6 +43,10 @@ class Ranges:
       segments: values of segments in every series.
       conversations: values of whole conversations in every series.
       scores: what `budget` said of conversations before they were counted.
+      judged: how many conversations were flagged or found clean while these were counted.
+      flagged: of these; they are counted in nothing but the scores.
+      accepted: ranges of conversations that a person called normal, though they were flagged;
+        normal is what is within either. None: there are none.
     """
 
     directions_hash: str
@@ -47,6 +54,9 @@ class Ranges:
     segments: Counts
     conversations: Counts
     scores: ScoreCounts
+    judged: int = 0
+    flagged: int = 0
+    accepted: "Ranges | None" = None
 
     @staticmethod
     def empty(directions: int, directions_hash: str, model: str) -> "Ranges":
@@ -76,6 +86,10 @@ class Ranges:
         """With scores counted; see `ScoreCounts.plus`."""
         return replace(self, scores=self.scores.plus(scores, lengths, absent, held))
 
+    def plus_verdicts(self, judged: int, flagged: int) -> "Ranges":
+        """With so many conversations judged, and so many of them flagged."""
+        return replace(self, judged=self.judged + judged, flagged=self.flagged + flagged)
+
     def merged(self, other: "Ranges") -> "Ranges":
         """The ranges of both.
 
@@ -94,7 +108,24 @@ class Ranges:
             self.segments.merged(other.segments),
             self.conversations.merged(other.conversations),
             self.scores.merged(other.scores),
+            self.judged + other.judged,
+            self.flagged + other.flagged,
+            _either(self.accepted, other.accepted),
         )
+
+    def accepting(self, group: "Ranges") -> "Ranges":
+        """With conversations accepted, given by ranges of their own. Raises like `merged`."""
+        return self.merged(replace(self.emptied(), accepted=group))
+
+    @property
+    def groups(self) -> "tuple[Ranges, ...]":
+        """What is normal on its own: these, and what was accepted. Bounds are the widest of all."""
+        return (self,) if self.accepted is None else (self, self.accepted)
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether they are of no traffic."""
+        return not (self.conversations.total or self.judged or self.accepted)
 
     @property
     def without_segments(self) -> int:
@@ -127,8 +158,8 @@ class Ranges:
             identity = _metadata(data)
             if identity["format"] not in range(1, FORMAT + 1):
                 raise ValueError(f"format {identity['format']}, newer than {FORMAT}")
-            counted = _counted(arrays) if identity["format"] == FORMAT else _counted_before(arrays)
-            return Ranges(identity["directions_hash"], identity["model"], *counted)
+            read = _of_arrays if identity["format"] == FORMAT else _of_arrays_before
+            return read(identity["directions_hash"], identity["model"], arrays)
         except SafetensorError as error:
             raise ValueError(f"not a safetensors file ({error})") from None
         except KeyError as error:
@@ -145,8 +176,13 @@ class Ranges:
 
     def _arrays(self) -> dict[str, NDArray[Any]]:
         arrays = self.scores.to_arrays()
+        if self.judged:  # not in ranges of a calibration, whose hashes are as they were
+            arrays[_VERDICTS] = np.array([self.judged, self.flagged], np.int64)
         for prefix, counts in ((_SEGMENTS, self.segments), (_CONVERSATIONS, self.conversations)):
             arrays |= {prefix + name: array for name, array in counts.to_arrays().items()}
+        if self.accepted is not None:
+            accepted = self.accepted._arrays()
+            arrays |= {_ACCEPTED + name: array for name, array in accepted.items()}
         return {name: np.ascontiguousarray(array) for name, array in arrays.items()}
 
 
@@ -159,27 +195,43 @@ def close(ranges: Ranges, open_counts: Ranges) -> Ranges:
     return ranges.merged(open_counts)
 
 
-def _counted(arrays: Mapping[str, NDArray[Any]]) -> tuple[Counts, Counts, ScoreCounts]:
-    segments, conversations = (
-        Counts.from_arrays(
-            {
-                name.removeprefix(prefix): array
-                for name, array in arrays.items()
-                if name.startswith(prefix)
-            }
-        )
-        for prefix in (_SEGMENTS, _CONVERSATIONS)
+def _either(mine: Ranges | None, other: Ranges | None) -> Ranges | None:
+    if mine is None or other is None:
+        return mine or other
+    return mine.merged(other)
+
+
+def _of_arrays(directions_hash: str, model: str, arrays: Arrays) -> Ranges:
+    accepted = _below(_ACCEPTED, arrays)
+    judged, flagged = arrays.get(_VERDICTS, np.zeros(2, np.int64)).tolist()
+    return Ranges(
+        directions_hash,
+        model,
+        Counts.from_arrays(_below(_SEGMENTS, arrays)),
+        Counts.from_arrays(_below(_CONVERSATIONS, arrays)),
+        ScoreCounts.from_arrays(arrays),
+        judged,
+        flagged,
+        _of_arrays(directions_hash, model, accepted) if accepted else None,
     )
-    return segments, conversations, ScoreCounts.from_arrays(arrays)
 
 
-def _counted_before(arrays: Mapping[str, NDArray[Any]]) -> tuple[Counts, Counts, ScoreCounts]:
-    """What formats 1 and 2 hold of it: no segments, and scores that are of no use any more."""
+def _below(prefix: str, arrays: Arrays) -> dict[str, NDArray[Any]]:
+    """The arrays whose names begin with a prefix, without it."""
+    return {
+        name.removeprefix(prefix): array
+        for name, array in arrays.items()
+        if name.startswith(prefix)
+    }
+
+
+def _of_arrays_before(directions_hash: str, model: str, arrays: Arrays) -> Ranges:
+    """What formats 1 and 2 hold: no segments, and scores that are of no use any more."""
     stretches = arrays["conversations"]
     # Format 1 did not count all; hardly a conversation lacks the more frequent role.
     total = arrays.get("total", stretches.max(keepdims=True))
-    conversations = Counts.from_arrays({**arrays, "stretches": stretches, "total": total})
-    return Counts.empty(conversations.directions), conversations, ScoreCounts.empty()
+    counts = Counts.from_arrays({**arrays, "stretches": stretches, "total": total})
+    return replace(Ranges.empty(counts.directions, directions_hash, model), conversations=counts)
 
 
 def _metadata(data: bytes) -> dict[str, Any]:

@@ -116,7 +116,7 @@ class BudgetPolicy:
         # A flood of flagged ones has no say in how scores grow with length.
         user, assistant = (handicap_of(tally) for tally in ranges.scores.kept)
         return Fitted(
-            ranges.segments.quantile(BOUND_QUANTILE),
+            np.maximum.reduce([each.segments.quantile(BOUND_QUANTILE) for each in ranges.groups]),
             (known[Role.USER], known[Role.ASSISTANT]),
             (
                 self._threshold(ranges, Role.USER, user),
@@ -134,7 +134,11 @@ class BudgetPolicy:
         if ranges.behind_segments(role) < SETTLED:
             return None
         share, scores = self._rate / len(Role), ranges.scores
-        return scores.conformal_threshold(role, share, self._rate, handicap)
+        found = scores.conformal_threshold(role, share, self._rate, handicap)
+        if found is None or ranges.accepted is None:
+            return found
+        tally = ranges.accepted.scores.of_role(role).lowered(handicap)
+        return max(found, _highest_but(share, tally)) if tally.n else found
 
     def _window(self, scores: ScoreCounts, role: Role, handicap: int) -> int:
         conversations = scores.n[role] + int(scores.absent[role])
@@ -145,6 +149,11 @@ class BudgetPolicy:
     def _rate(self) -> Fraction:
         # By way of its decimal form 0.01 is a hundredth, not the float next to it.
         return Fraction(str(self.settings.rate))
+
+
+def _highest_but(rate: Fraction, tally: Tally) -> int:
+    """What the accepted scores exceed no more often than asked; none, where they are few."""
+    return tally.upper_end(min(ceil((tally.n + 1) * (1 - rate)), tally.n))
 
 
 SCORE_RULE: Final = f"{BudgetPolicy.name}/{BudgetPolicy.version}"

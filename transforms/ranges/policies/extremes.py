@@ -43,4 +43,5 @@ class ExtremesPolicy:
 
     def fit(self, ranges: Ranges) -> Fitted:
         """See `Policy.fit`."""
-        return fit_bounds(ranges.conversations.maximum.astype(np.int32), ranges, self.settings)
+        maxima = [group.conversations.maximum for group in ranges.groups]
+        return fit_bounds(np.maximum.reduce(maxima).astype(np.int32), ranges, self.settings)

@@ -7,6 +7,8 @@ conversation in the calibration set widen a range for good.
 from dataclasses import dataclass
 from typing import ClassVar
 
+import numpy as np
+
 from transforms.ranges.fitted import Fitted
 from transforms.ranges.policies.base import PolicySettings
 from transforms.ranges.policies.extremes import fit_bounds
@@ -26,5 +28,6 @@ class PercentilePolicy:
 
     def fit(self, ranges: Ranges) -> Fitted:
         """See `Policy.fit`."""
-        bounds = ranges.conversations.quantile_of_all(self.settings.percentile / 100)
-        return fit_bounds(bounds, ranges, self.settings)
+        q = self.settings.percentile / 100
+        bounds = [group.conversations.quantile_of_all(q) for group in ranges.groups]
+        return fit_bounds(np.maximum.reduce(bounds), ranges, self.settings)

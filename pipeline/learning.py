@@ -1,0 +1,138 @@
+"""How a model's ranges change with a slice: by what was counted, what expires, what people do.
+
+Everything in them is of a generation (see `transforms.ranges.generations`) or was accepted by a
+person; both are kept by themselves, so that either can be left out again.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import reduce
+from typing import Protocol
+
+from schemas.acts import Act, ActKind
+from schemas.commit import ModelState
+from transforms.ranges.generations import Calendar
+from transforms.ranges.ranges import Ranges, close
+
+Calibrated = Callable[[Ranges], tuple[bool, ...]]
+"""Whether conversations with a user, with an assistant, can be judged by ranges."""
+
+
+class Store(Protocol):
+    """Keeps ranges by their hash."""
+
+    def read_ranges(self, digest: str) -> Ranges:
+        """Ranges kept under this hash."""
+
+    def write_ranges(self, ranges: Ranges) -> str:
+        """Keep ranges under their hash; returns it."""
+
+
+@dataclass(frozen=True)
+class Learned:
+    """Ranges of closed epochs, and what they are made of. A change is a new object.
+
+    Attributes:
+      total: what is judged by.
+      store: has the parts.
+      calendar: which generation an epoch is of.
+      generations: hashes of its generations; none yet: all is older than any epoch counted.
+      acts: what people did to it, in order.
+    """
+
+    total: Ranges
+    store: Store
+    calendar: Calendar
+    generations: Mapping[int, str] = field(default_factory=dict)
+    acts: tuple[Act, ...] = ()
+
+    @staticmethod
+    def of(held: ModelState, store: Store, calendar: Calendar) -> "Learned":
+        """What a state holds of a model."""
+        total = store.read_ranges(held.ranges_hash)
+        return Learned(total, store, calendar, held.generations, held.acts)
+
+    @property
+    def frozen(self) -> bool:
+        """Whether nothing is learnt."""
+        return frozen(self.acts)
+
+    def counted(self, epoch: int, counts: Ranges) -> "Learned":
+        """With what was counted in an epoch."""
+        if self.frozen or counts.is_empty:
+            return self
+        number = self.calendar.generation(epoch)
+        generations = dict(self.generations) or self._begun(number)
+        before = generations.get(number)
+        mine = counts if before is None else close(self.store.read_ranges(before), counts)
+        generations[number] = self.store.write_ranges(mine)
+        return replace(self, total=close(self.total, counts), generations=generations)
+
+    def at(self, epoch: int, calibrated: Calibrated) -> "Learned":
+        """Without the generations that have expired when an epoch begins.
+
+        They stay, the newest of them first, where a role that can be judged could not be without
+        them: nobody is to lose the monitor by being on holiday, or by having little traffic.
+        """
+        expired = self.calendar.expired(self.generations, epoch)
+        if self.frozen or not expired:
+            return self
+        kept = [number for number in self.generations if number not in expired]
+        total, needed = self._of(kept), calibrated(self.total)
+        while expired and not _covers(calibrated(total), needed):
+            kept.append(expired.pop())
+            total = close(total, self.store.read_ranges(self.generations[kept[-1]]))
+        return self._with(kept, total)
+
+    def acted(self, act: Act, epoch: int) -> "Learned":
+        """With what a person did; `epoch` is the first that is judged by it."""
+        number = self.calendar.generation(epoch)
+        generations = dict(self.generations) or self._begun(number)
+        acts = (*self.acts, replace(act, epoch=epoch))
+        learned = replace(self, generations=generations, acts=acts)
+        if act.kind is ActKind.ROLLBACK and act.day is not None:
+            last = act.day
+            return learned._with([number for number in generations if number <= last])
+        if act.kind is ActKind.ACCEPT:
+            return replace(learned, total=learned._accepting(self.total, [act.ranges_hash]))
+        return learned
+
+    def _begun(self, number: int) -> dict[int, str]:
+        """What there was before the first generation, as one of the day before it."""
+        return {} if self.total.is_empty else {number - 1: self.store.write_ranges(self.total)}
+
+    def _with(self, numbers: Iterable[int], total: Ranges | None = None) -> "Learned":
+        generations = {number: self.generations[number] for number in sorted(numbers)}
+        learned = replace(self, generations=generations)
+        return replace(learned, total=total or learned._of(generations))
+
+    def _of(self, numbers: Iterable[int]) -> Ranges:
+        parts = (self.store.read_ranges(self.generations[number]) for number in numbers)
+        total = reduce(close, parts, self.total.emptied())
+        return self._accepting(total, accepted(self.acts, self.calendar))
+
+    def _accepting(self, total: Ranges, digests: Iterable[str]) -> Ranges:
+        for digest in digests:
+            total = total.accepting(self.store.read_ranges(digest))
+        return total
+
+
+def frozen(acts: Iterable[Act]) -> bool:
+    """Whether the latest of `freeze` and `thaw` is a freeze."""
+    kinds = [act.kind for act in acts if act.kind in (ActKind.FREEZE, ActKind.THAW)]
+    return kinds[-1:] == [ActKind.FREEZE]
+
+
+def accepted(acts: Iterable[Act], calendar: Calendar) -> list[str]:
+    """Hashes of what was accepted, and not undone by a later rollback to a day before it."""
+    found: list[tuple[int, str]] = []
+    for act in acts:
+        if act.kind is ActKind.ACCEPT and act.epoch is not None:
+            found.append((calendar.generation(act.epoch), act.ranges_hash))
+        elif act.kind is ActKind.ROLLBACK and act.day is not None:
+            found = [each for each in found if each[0] <= act.day]
+    return [digest for _, digest in found]
+
+
+def _covers(has: Iterable[bool], needed: Iterable[bool]) -> bool:
+    return all(mine or not wanted for mine, wanted in zip(has, needed, strict=True))
