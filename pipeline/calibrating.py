@@ -9,6 +9,7 @@ from pathlib import Path
 from pipeline import preflight, report, runner
 from pipeline.follow import Follow
 from pipeline.job import Job, Model
+from pipeline.showing import range_bound
 from pipeline.slices import Slices
 from pipeline.state import State
 from schemas.arrow import CONVERSATIONS
@@ -48,6 +49,7 @@ def calibrate(known: argparse.Namespace, beam_arguments: Sequence[str]) -> Range
     save_snapshot(ranges, known.out, {"sources": sources, "max_tokens": job.max_tokens})
     state.remove()
     report.say(f"ranges of {ranges.conversations.total} conversations in {known.out}")
+    report.say(range_bound(ranges))
     return ranges
 
 

@@ -5,7 +5,7 @@ import signal
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 
-from pipeline import calibrating, metrics, preflight, report
+from pipeline import by_hand, calibrating, metrics, preflight, report, showing
 from pipeline.explain import Table
 from pipeline.follow import Follow
 from pipeline.job import Job
@@ -33,6 +33,7 @@ def run(known: argparse.Namespace, beam_arguments: Sequence[str]) -> int:
         "audit": _audit,
         "watch": _watch,
         "status": _status,
+        "ranges": _ranges,
         "demo": _demo,
     }
     return commands[known.command](known, beam_arguments)
@@ -86,6 +87,22 @@ def _watch(known: argparse.Namespace, beam_arguments: Sequence[str]) -> int:
 def _status(known: argparse.Namespace, _: Sequence[str]) -> int:
     for line in Status.of(known.state, preflight.kafka_properties(known)).lines():
         report.answer(line)
+    return 0
+
+
+def _ranges(known: argparse.Namespace, _: Sequence[str]) -> int:
+    if known.action == "show":
+        for line in showing.show(known):
+            report.answer(line)
+        return 0
+    acts = {
+        "accept": by_hand.accept,
+        "freeze": by_hand.freeze,
+        "thaw": by_hand.thaw,
+        "rollback": by_hand.rollback,
+        "merge": by_hand.merge,
+    }
+    acts[known.action](known)
     return 0
 
 

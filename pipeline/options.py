@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from pipeline import log_lines, tables
+from pipeline import log_lines, ranges_options, tables
 from schemas.errors import ConfigurationError
 from schemas.version import TOOL_VERSION
 from transforms.ranges.policies import DEFAULT_POLICY, POLICY_NAMES
@@ -24,6 +24,7 @@ _REQUIRED = {
     "audit": ("input", "tuned", "directions", "archive"),
     "watch": ("input", "tuned", "directions", "state", "archive", "alerts", "dead_letters"),
     "status": ("state",),
+    "ranges": (),
     "demo": (),
 }
 
@@ -75,6 +76,7 @@ def _parser() -> tuple[_Parser, dict[str, _Parser]]:
             ("audit", "judge a finished log"),
             ("watch", "judge a topic as it grows"),
             ("status", "say how far a job has come and what it found"),
+            ("ranges", "look at ranges, or change them by hand"),
             ("demo", "run the whole job here: broker, model, log, planted conversations"),
         )
     }
@@ -83,6 +85,7 @@ def _parser() -> tuple[_Parser, dict[str, _Parser]]:
     for name in ("calibrate", "audit", "watch"):
         _model_options(made[name])
         _input_options(made[name])
+    ranges_options.add(made["ranges"])
     _state_option(made["status"])
     _kafka_option(made["status"])
     made["calibrate"].add_argument("--out", type=Path, metavar="RANGES", help="folder to write")
@@ -155,6 +158,9 @@ def _judging_options(parser: _Parser) -> None:
         "--min-calibration", type=_positive, default=1000, help="of range, percentile (1000)"
     )
     parser.add_argument("--epoch", type=duration_ms, default="10m", help="length (10m)")
+    parser.add_argument(
+        "--keep", type=_days, default=30, help="how long conversations stay in the ranges (30d)"
+    )
     parser.add_argument("--idle", type=duration_ms, default="30s", help="silent partition (30s)")
 
 
@@ -227,7 +233,7 @@ def _check(known: argparse.Namespace, beam_arguments: list[str]) -> None:
     if missing:
         option = missing[0].replace("_", "-")
         raise ConfigurationError(f"--{option} is needed; see `deltawatch {known.command} --help`")
-    if known.command in ("directions", "status", "demo") and beam_arguments:
+    if known.command in ("directions", "status", "ranges", "demo") and beam_arguments:
         raise ConfigurationError(f"unknown argument {beam_arguments[0]!r}")
     if any("direct_num_workers" in argument for argument in beam_arguments):
         raise ConfigurationError(
@@ -248,6 +254,13 @@ def _positive(text: str) -> int:
     if not text.isdigit() or int(text) == 0:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
     return int(text)
+
+
+def _days(text: str) -> int:
+    days, rest = divmod(duration_ms(text), _UNIT_MS["d"])
+    if rest:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of days; write 30d")
+    return days
 
 
 def _port(text: str) -> int:

@@ -63,6 +63,7 @@ def job(known: argparse.Namespace, beam_arguments: Sequence[str], *, endless: bo
         excerpt_tokens=known.excerpt_tokens,
         slice_records=known.slice_records,
         idle_ms=known.idle,
+        keep_days=known.keep,
         kafka_properties=properties,
         beam_arguments=tuple(beam_arguments),
     )

@@ -20,6 +20,15 @@ def farthest(excess: Int32s) -> Integers:
     return excess.max(axis=1)
 
 
+def flags_at_most(directions: int, conversations: int) -> float:
+    """Bound of the paper, 2t/n, on the share of clean conversations that `range` flags for a role.
+
+    A new conversation is the most extreme of n + 1 in a series with chance 1/(n + 1), and t
+    directions have 2t series.
+    """
+    return min(2 * directions / max(conversations, 1), 1.0)
+
+
 def fit_bounds(bounds: Int32s, ranges: Ranges, settings: PolicySettings) -> Fitted:
     """Flag any series over its bound by more than eps, in roles seen often enough."""
     eps = round(settings.eps * STEPS_PER_UNIT)
