@@ -53,8 +53,8 @@ def read_flagged(
     """
     found = [Segments.none(0, directions)]
     for rows in _rows(archive, model, directions_hash, choice):
-        chosen = rows.filter(pa.array([_is_meant(row, choice.ids) for row in _identities(rows)]))
-        found.append(segments_of(chosen, directions))
+        meant = [_is_meant(row, choice.ids) for row in rows.select(list(_IDENTITY)).to_pylist()]
+        found.append(segments_of(rows.filter(pa.array(meant, pa.bool_())), directions))
     return Segments.joined(found)
 
 
@@ -74,10 +74,6 @@ def _rows(
     rows = ds.dataset(folder, format="parquet")
     columns = [*_IDENTITY, *SEGMENT_COLUMNS]
     yield from rows.to_batches(columns=columns, filter=wanted, batch_size=_ROWS_AT_ONCE)
-
-
-def _identities(rows: pa.RecordBatch) -> list[dict[str, Any]]:
-    return rows.select(list(_IDENTITY)).to_pylist()
 
 
 def _is_meant(row: dict[str, Any], ids: frozenset[str]) -> bool:
