@@ -10,10 +10,12 @@ from hypothesis import strategies as st
 from ocsf_json_schema import OcsfJsonSchemaEmbedded, get_ocsf_schema
 from sample_verdicts import DIRECTIONS_HASH, SampleDirection, sample_directions, sample_pack
 
+from schemas import range_shift
 from schemas.describe import describe
 from schemas.evidence import Evidence
 from schemas.ids import alert_id
 from schemas.ocsf import MAX_EVIDENCES, Alert, alerts, encode, to_ocsf
+from schemas.range_shift import RangeShift
 from schemas.records import (
     Exceedance,
     Header,
@@ -79,6 +81,28 @@ def validator() -> jsonschema.Draft202012Validator:
 
 def errors(event: dict) -> list[str]:
     return [error.message for error in validator().iter_errors(event)]
+
+
+SHIFTS = st.builds(
+    RangeShift,
+    UNICODE,
+    st.just(DIRECTIONS_HASH),
+    st.just("budget/2"),
+    st.floats(1e-6, 0.5),
+    *[st.integers(0, 10**9)] * 4,
+    st.integers(0, 2**42),
+    st.just("e" * 64),
+)
+
+
+@given(SHIFTS)
+def test_a_range_shift_is_a_valid_event_too(shift: RangeShift) -> None:
+    event = range_shift.to_ocsf(shift)
+    assert errors(json.loads(encode(event))) == []
+    assert event["metadata"]["uid"] == event["finding_info"]["uid"] == shift.id
+    others = [replace(shift, epoch=shift.epoch + 1), replace(shift, policy="budget/1")]
+    assert shift.id not in {other.id for other in others}
+    assert replace(shift, flagged=0, judged=0).id == shift.id
 
 
 def flagged(count: int = 1, **changes: object) -> Alert:
