@@ -76,11 +76,11 @@ class Follow:
         started = time.monotonic()
         commit = slices.step()
         lags = slices.lags()
-        self.health.turned(slices.commit, lags, slices.calibrated())
+        self.health.turned(slices.commit, lags, slices.missing())
         if commit is not None:
             report.slice_done(commit, sum(lags.values()), time.monotonic() - started)
         if commit is not None and commit.to_archive:
-            report.epochs_closed(commit, slices.ranges())
+            report.epochs_closed(commit, slices.ranges(), slices.missing())
         if self.endless:
             self.stop.wait(started + PERIOD_SECONDS - time.monotonic())
         return commit is not None

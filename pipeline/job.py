@@ -95,11 +95,6 @@ class Job:
         """Of the ranges' generations."""
         return Calendar(self.epoch_ms, self.keep_days)
 
-    def can_judge(self, ranges: Ranges) -> tuple[bool, bool]:
-        """Whether conversations with a user, with an assistant, can be judged by ranges."""
-        user, assistant = self.policy.fit(ranges).thresholds
-        return user is not None, assistant is not None
-
     @property
     def routed(self) -> bool:
         """Whether a record's model field says which model judges it."""

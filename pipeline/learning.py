@@ -12,10 +12,11 @@ from typing import Protocol
 from schemas.acts import Act, ActKind
 from schemas.commit import ModelState
 from transforms.ranges.generations import Calendar
+from transforms.ranges.policies import Missing
 from transforms.ranges.ranges import Ranges, close
 
-Calibrated = Callable[[Ranges], tuple[bool, ...]]
-"""Whether conversations with a user, with an assistant, can be judged by ranges."""
+MissingIn = Callable[[Ranges], Missing]
+"""How many conversations ranges lack; see `Policy.missing`."""
 
 
 class Store(Protocol):
@@ -68,7 +69,7 @@ class Learned:
         generations[number] = self.store.write_ranges(mine)
         return replace(self, total=close(self.total, counts), generations=generations)
 
-    def at(self, epoch: int, calibrated: Calibrated) -> "Learned":
+    def at(self, epoch: int, missing_in: MissingIn) -> "Learned":
         """Without the generations that have expired when an epoch begins.
 
         They stay, the newest of them first, where a role that can be judged could not be without
@@ -78,8 +79,8 @@ class Learned:
         if self.frozen or not expired:
             return self
         kept = [number for number in self.generations if number not in expired]
-        total, needed = self._of(kept), calibrated(self.total)
-        while expired and not _covers(calibrated(total), needed):
+        total, before = self._of(kept), missing_in(self.total)
+        while expired and _is_worse(missing_in(total), before):
             kept.append(expired.pop())
             total = close(total, self.store.read_ranges(self.generations[kept[-1]]))
         return self._with(kept, total)
@@ -134,5 +135,6 @@ def accepted(acts: Iterable[Act], calendar: Calendar) -> list[str]:
     return [digest for _, digest in found]
 
 
-def _covers(has: Iterable[bool], needed: Iterable[bool]) -> bool:
-    return all(mine or not wanted for mine, wanted in zip(has, needed, strict=True))
+def _is_worse(missing: Missing, before: Missing) -> bool:
+    """Whether a role that was calibrated is so no more."""
+    return any(now and not then for now, then in zip(missing, before, strict=True))

@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import product
 from socketserver import ThreadingMixIn
 from typing import Any
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
@@ -23,6 +24,7 @@ from schemas.plan import PartitionId
 from schemas.reasons import SkipReason
 from schemas.records import Role
 from schemas.version import TOOL_VERSION
+from transforms.ranges.policies import Missing
 
 HUNG_SECONDS = 900
 """Longer than any slice and any wait for a broker: a loop silent for so long is stuck."""
@@ -35,9 +37,6 @@ SLICE_SECONDS = Histogram(
     buckets=(0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100, 300),
 )
 
-
-Calibrated = tuple[bool, bool]
-"""Whether conversations with a user, with an assistant, can be judged."""
 
 LOAD_SECONDS = Gauge(
     "deltawatch_model_load_seconds",
@@ -60,7 +59,7 @@ class Health:
 
     commit: Commit | None = None
     lags: Mapping[PartitionId, int] = field(default_factory=dict)
-    calibrated: Mapping[str, Calibrated] = field(default_factory=dict)
+    missing: Mapping[str, Missing] = field(default_factory=dict)
     failures: int = 0
     failing: str | None = "starting"
     beat: float = field(default_factory=time.monotonic)
@@ -73,10 +72,10 @@ class Health:
         self,
         commit: Commit,
         lags: Mapping[PartitionId, int],
-        calibrated: Mapping[str, Calibrated],
+        missing: Mapping[str, Missing],
     ) -> None:
-        """A turn of the loop went well; `calibrated` is by the models' names."""
-        self.commit, self.lags, self.calibrated = commit, lags, calibrated
+        """A turn of the loop went well; `missing` is by the models' names."""
+        self.commit, self.lags, self.missing = commit, lags, missing
         self.failing, self.beat = None, time.monotonic()
 
     def failed(self, why: str) -> None:
@@ -122,17 +121,26 @@ class JobCollector(Collector):
 
     def _by_model(self) -> Iterator[Metric]:
         several = len(self.job.models) > 1  # one has the labels it had before there were several
+        labels = ["model", "role"] if several else ["role"]
         calibrated = GaugeMetricFamily(
             "deltawatch_calibrated",
             "Whether conversations with this role can be judged (1) or not yet (0).",
-            labels=["model", "role"] if several else ["role"],
+            labels=labels,
         )
-        for model in self.job.models:
-            for role in Role:
-                labels = [model.name, role.name.lower()][0 if several else 1 :]
-                known = self.health.calibrated.get(model.name, (False, False))[role]
-                calibrated.add_metric(labels, float(known))
-        yield calibrated
+        lacking = GaugeMetricFamily(
+            "deltawatch_calibration_missing",
+            "Conversations with this role that it takes until they can be judged.",
+            labels=labels,
+        )
+        for name, role in product(self.job.directions, Role):
+            missing = self.health.missing.get(name)  # not known before the first turn
+            values = [name, role.name.lower()][0 if several else 1 :]
+            calibrated.add_metric(values, float(missing is not None and missing[role] == 0))
+            if missing is not None:
+                lacking.add_metric(values, missing[role])
+        yield from (calibrated, lacking)
+        if self.health.commit is not None:
+            yield _shifts(self.job, self.health.commit)
         if several and self.health.commit is not None:
             yield _conversations(self.job, self.health.commit)
 
@@ -210,6 +218,17 @@ def _probe(path: str, health: Health) -> tuple[str, str]:
 
 def _answer(wrong: str | None) -> tuple[str, str]:
     return ("200 OK", "ok") if wrong is None else ("503 Service Unavailable", wrong)
+
+
+def _shifts(job: Job, commit: Commit) -> Metric:
+    family = GaugeMetricFamily(
+        "deltawatch_range_shift",
+        "Whether far more conversations are flagged than asked for, and go on to be (1).",
+        labels=["model"],
+    )
+    for model in job.models:
+        family.add_metric([model.name], float(commit.models[model.name].shift.raised is not None))
+    return family
 
 
 def _conversations(job: Job, commit: Commit) -> Metric:

@@ -13,6 +13,7 @@ from pipeline.state import State
 from schemas.commit import Commit
 from schemas.range_shift import RangeShift
 from transforms.model.directions import Directions
+from transforms.ranges.policies import Missing
 from transforms.ranges.ranges import Ranges
 
 PROGRESS_SECONDS = 3
@@ -110,7 +111,9 @@ def slice_done(commit: Commit, lag: int, seconds: float) -> None:
     )
 
 
-def epochs_closed(commit: Commit, ranges: Mapping[str, Ranges]) -> None:
+def epochs_closed(
+    commit: Commit, ranges: Mapping[str, Ranges], missing: Mapping[str, Missing]
+) -> None:
     """One line a model when epochs closed: what the next one is judged against."""
     for name, held in ranges.items():
         named = {"model": name} if len(ranges) > 1 else {}
@@ -118,13 +121,25 @@ def epochs_closed(commit: Commit, ranges: Mapping[str, Ranges]) -> None:
         say(
             f"closed epoch {max(commit.to_archive)}, its rows are in the "
             f"archive; ranges {held.hash[:12]}{f' of {name}' if named else ''} now hold "
-            f"{user:,} conversations ({assistant:,} of them with an assistant)",
+            f"{user:,} conversations ({assistant:,} of them with an assistant)"
+            f"{_until_calibrated(missing[name])}",
             event="epochs_closed",
             epochs=sorted(commit.to_archive),
             ranges_hash=held.hash,
             conversations=[user, assistant],
+            missing=list(missing[name]),
             **named,
         )
+
+
+def _until_calibrated(missing: Missing) -> str:
+    if not any(missing):
+        return ""
+    user, assistant = missing
+    return (
+        f"; not calibrated until there are {user:,} more with a user, {assistant:,} more with an "
+        "assistant"
+    )
 
 
 def shifted(shift: RangeShift) -> None:

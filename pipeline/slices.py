@@ -13,7 +13,7 @@ from pathlib import Path
 from pipeline import collect, publish, report, runner
 from pipeline.job import Job, Model
 from pipeline.learning import frozen
-from pipeline.metrics import SLICE_SECONDS, Calibrated
+from pipeline.metrics import SLICE_SECONDS
 from pipeline.runner import Counts
 from pipeline.state import State
 from schemas.acts import Act
@@ -23,6 +23,7 @@ from schemas.plan import PartitionId, Plan
 from transforms.judge import JudgeStart
 from transforms.logs import planner
 from transforms.logs.open import Logs
+from transforms.ranges.policies import Missing
 from transforms.ranges.ranges import Ranges
 
 TARGET_SECONDS = 10
@@ -96,9 +97,9 @@ class Slices:
         """Per partition the records (bytes, for files) that are not yet committed."""
         return self._logs.remaining(self.commit.progress)
 
-    def calibrated(self) -> Mapping[str, Calibrated]:
-        """Per model whether conversations with a user, with an assistant, can be judged by now."""
-        return {name: self._job.can_judge(ranges) for name, ranges in self.ranges().items()}
+    def missing(self) -> Mapping[str, Missing]:
+        """Per model how many conversations it takes until each role can be judged."""
+        return {name: self._job.policy.missing(held) for name, held in self.ranges().items()}
 
     def _first_commit(self) -> Commit:
         nothing = Commit(0, self._job.config_hash, (), None, {}, Ledger(), Ledger(), {}, {})

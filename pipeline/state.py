@@ -13,6 +13,7 @@ STATE/pending/00000012/       files of slice 12, until their epoch goes into the
 import fcntl
 import shutil
 from collections.abc import Callable, Container, Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
@@ -141,6 +142,14 @@ def newest_commit(root: Path) -> Commit | None:
     """The newest commit in a state directory that another process may hold; None: none yet."""
     paths = _commit_paths(root)
     return _read(paths[-1], Commit.from_json) if paths else None
+
+
+def oldest_commit(root: Path) -> Commit | None:
+    """The oldest commit that is kept in a state directory; None: none yet."""
+    for path in _commit_paths(root):
+        with suppress(FileNotFoundError):  # a job that runs drops the oldest
+            return _read(path, Commit.from_json)
+    return None
 
 
 def asked_acts(root: Path) -> list[Act]:

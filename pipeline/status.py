@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.state import newest_commit, pending_plan, ranges_path
+from pipeline.learning import frozen
+from pipeline.state import newest_commit, oldest_commit, pending_plan, ranges_path
 from schemas.artefacts import read_json
 from schemas.client_properties import NOT_SECURED, ClientProperties
 from schemas.commit import Commit, Ledger, ModelState
@@ -70,19 +71,44 @@ class Status:
 
     def _calibration(self) -> Iterator[str]:
         for name, held in self._models():
-            path = ranges_path(self.root, held.ranges_hash)
-            ranges = Ranges.from_bytes(path.read_bytes())
-            thresholds = self._policy.fit(ranges).thresholds
+            ranges = Ranges.from_bytes(ranges_path(self.root, held.ranges_hash).read_bytes())
+            missing = self._policy.missing(ranges)
             for role in Role:
-                known = "calibrated" if thresholds[role] is not None else "NOT calibrated yet"
+                known = "NOT calibrated yet" if missing[role] else "calibrated"
                 count = int(ranges.conversations.stretches[role])
                 whose = f"{name}, {role.name.lower()}" if self._several else role.name.lower()
-                yield f"{whose}: {known}, ranges of {count:,} conversations"
-            if ranges.without_segments:
-                yield (
-                    f"{name}: {ranges.without_segments:,} conversations were counted by a former "
-                    "version, without the segments that --policy budget needs"
-                )
+                more = self._more(missing[role], ranges, role)
+                yield f"{whose}: {known}, ranges of {count:,} conversations{more}"
+            yield from self._by_hand(name, held, ranges)
+
+    def _more(self, missing: int, ranges: Ranges, role: Role) -> str:
+        """How many conversations it takes, and when they will be there at the present rate."""
+        if not missing:
+            return ""
+        share = int(ranges.conversations.stretches[role]) / max(ranges.conversations.total, 1)
+        per_second = self._scored_per_second() * share
+        when = f"in about {_long(missing / per_second)}" if per_second else "at no known time"
+        return f"; {missing:,} more are needed, there {when} at the present rate"
+
+    def _scored_per_second(self) -> float:
+        """Since the oldest commit that is kept."""
+        oldest = oldest_commit(self.root) or self.commit
+        scored = self.commit.total_ledger.scored - oldest.total_ledger.scored
+        return scored / max(self.now - oldest.committed_ms / 1000, 1)
+
+    def _by_hand(self, name: str, held: ModelState, ranges: Ranges) -> Iterator[str]:
+        if ranges.without_segments:
+            yield (
+                f"{name}: {ranges.without_segments:,} conversations were counted by a former "
+                "version, without the segments that --policy budget needs"
+            )
+        if frozen(held.acts):
+            yield f"{name}: FROZEN, nothing is learnt; `deltawatch ranges thaw` ends it"
+        if held.shift.raised is not None:
+            yield (
+                f"{name}: RANGE SHIFT, {held.shift.flagged} of {held.shift.judged} conversations "
+                f"flagged since epoch {held.shift.since}"
+            )
 
     def _reasons(self) -> Iterator[str]:
         if self.commit.reasons:
@@ -117,6 +143,13 @@ class Status:
     @property
     def _policy(self) -> Any:
         return make_policy(self.job["policy"], PolicySettings(**self.job["settings"]))
+
+
+def _long(seconds: float) -> str:
+    for unit, length in (("days", 86_400), ("hours", 3600), ("minutes", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:,.0f} {unit}"
+    return f"{seconds:,.0f} seconds"
 
 
 def _flagged(ledger: Ledger) -> str:

@@ -17,6 +17,7 @@ from schemas.acts import Act, ActKind
 from schemas.commit import Commit, Ledger, ModelState, Shift
 from schemas.records import Segments
 from transforms.ranges.generations import Calendar
+from transforms.ranges.policies import Missing
 from transforms.ranges.ranges import Ranges
 from transforms.ranges.series import Stretches
 
@@ -51,12 +52,16 @@ def recounted(seeds: Iterable[int], n: int = 3) -> Ranges:
     return EMPTY.plus(Stretches.of(joined)).plus_verdicts(n * len(segments), 0)
 
 
-def always(ranges: Ranges) -> tuple[bool, bool]:
-    return True, True
+def always(ranges: Ranges) -> Missing:
+    return 0, 0
 
 
-def from_conversations(n: int) -> Callable[[Ranges], tuple[bool, bool]]:
-    return lambda ranges: (ranges.conversations.total >= n,) * 2
+def never(ranges: Ranges) -> Missing:
+    return 1, 1
+
+
+def from_conversations(n: int) -> Callable[[Ranges], Missing]:
+    return lambda ranges: (max(n - ranges.conversations.total, 0),) * 2
 
 
 def act(kind: ActKind, number: int = 0, digest: str = "", day: int | None = None) -> Act:
@@ -95,7 +100,7 @@ def test_what_is_left_is_what_recounting_the_days_that_are_kept_gives(
     first_day, counted = (FIRST + steps[0][0]) // 24, []
     for hours, seed in steps:
         epoch += hours
-        learned = learned.counted(epoch, counts(seed)).at(epoch + 1, lambda ranges: (False, False))
+        learned = learned.counted(epoch, counts(seed)).at(epoch + 1, never)
         counted.append((epoch // 24, seed))
         epoch += 1
         today = epoch // 24

@@ -5,7 +5,7 @@ from typing import Final
 
 from schemas.errors import ConfigurationError
 from transforms.ranges.fitted import Fitted, Judgements
-from transforms.ranges.policies.base import Policy, PolicySettings
+from transforms.ranges.policies.base import Missing, Policy, PolicySettings
 from transforms.ranges.policies.budget import SCORE_RULE, BudgetPolicy
 from transforms.ranges.policies.extremes import ExtremesPolicy
 from transforms.ranges.policies.percentile import PercentilePolicy
@@ -16,6 +16,7 @@ __all__ = [
     "SCORE_RULE",
     "Fitted",
     "Judgements",
+    "Missing",
     "Policy",
     "PolicySettings",
     "make_policy",

@@ -39,6 +39,10 @@ class PolicySettings:
                 raise ConfigurationError(f"{name} is {getattr(self, name)}; it must be {limits}")
 
 
+Missing = tuple[int, int]
+"""Conversations with a user, with an assistant; 0: calibrated."""
+
+
 class Policy(Protocol):
     """Decides about conversations, given ranges.
 
@@ -66,4 +70,8 @@ class Policy(Protocol):
 
     def fit(self, ranges: Ranges) -> Fitted:
         """Bounds and thresholds from ranges of traffic before the one that is to be judged."""
+        ...
+
+    def missing(self, ranges: Ranges) -> Missing:
+        """How many more conversations with each role it takes until that role is calibrated."""
         ...

@@ -22,7 +22,7 @@ import numpy as np
 
 from schemas.records import Int32s, Role
 from transforms.ranges.fitted import Fitted, Integers, ScoreRule
-from transforms.ranges.policies.base import PolicySettings
+from transforms.ranges.policies.base import Missing, PolicySettings
 from transforms.ranges.ranges import Ranges
 from transforms.ranges.scores import LENGTHS, ScoreCounts, Tally
 
@@ -129,6 +129,18 @@ class BudgetPolicy:
                 self._window(ranges.scores, Role.ASSISTANT, assistant),
             ),
         )
+
+    def missing(self, ranges: Ranges) -> Missing:
+        """See `Policy.missing`."""
+        user, assistant = (self._missing(ranges, role) for role in Role)
+        return user, assistant
+
+    def _missing(self, ranges: Ranges, role: Role) -> int:
+        """Those that its bounds lack have no scores; then what `conformal_threshold` asks for."""
+        unsettled = max(SETTLED - ranges.behind_segments(role), 0)
+        own, absent = ranges.scores.n[role], int(ranges.scores.absent[role])
+        among_all, among_own = ceil(len(Role) / self._rate) - 1, ceil(1 / self._rate) - 1
+        return unsettled + max(among_all - own - absent, among_own - own, 0)
 
     def _threshold(self, ranges: Ranges, role: Role, handicap: int) -> int | None:
         if ranges.behind_segments(role) < SETTLED:

@@ -11,7 +11,7 @@ import numpy as np
 
 from schemas.records import STEPS_PER_UNIT, Int32s
 from transforms.ranges.fitted import Fitted, Integers, ScoreRule, Thresholds
-from transforms.ranges.policies.base import PolicySettings
+from transforms.ranges.policies.base import Missing, PolicySettings
 from transforms.ranges.ranges import Ranges
 
 
@@ -39,6 +39,14 @@ def fit_bounds(bounds: Int32s, ranges: Ranges, settings: PolicySettings) -> Fitt
     return Fitted(bounds, (n[0] > 0, n[1] > 0), thresholds, rule, whole=True)
 
 
+def missing_of(ranges: Ranges, settings: PolicySettings) -> Missing:
+    """How many more conversations it takes until each role has been seen often enough."""
+    user, assistant = (
+        max(settings.min_calibration - int(count), 0) for count in ranges.conversations.stretches
+    )
+    return user, assistant
+
+
 @dataclass(frozen=True, slots=True)
 class ExtremesPolicy:
     """Bounds are the exact maxima of the counted conversations."""
@@ -54,3 +62,7 @@ class ExtremesPolicy:
         """See `Policy.fit`."""
         maxima = [group.conversations.maximum for group in ranges.groups]
         return fit_bounds(np.maximum.reduce(maxima).astype(np.int32), ranges, self.settings)
+
+    def missing(self, ranges: Ranges) -> Missing:
+        """See `Policy.missing`."""
+        return missing_of(ranges, self.settings)

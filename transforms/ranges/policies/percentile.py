@@ -10,8 +10,8 @@ from typing import ClassVar
 import numpy as np
 
 from transforms.ranges.fitted import Fitted
-from transforms.ranges.policies.base import PolicySettings
-from transforms.ranges.policies.extremes import fit_bounds
+from transforms.ranges.policies.base import Missing, PolicySettings
+from transforms.ranges.policies.extremes import fit_bounds, missing_of
 from transforms.ranges.ranges import Ranges
 
 
@@ -31,3 +31,7 @@ class PercentilePolicy:
         q = self.settings.percentile / 100
         bounds = [group.conversations.quantile_of_all(q) for group in ranges.groups]
         return fit_bounds(np.maximum.reduce(bounds), ranges, self.settings)
+
+    def missing(self, ranges: Ranges) -> Missing:
+        """See `Policy.missing`."""
+        return missing_of(ranges, self.settings)
