@@ -102,7 +102,9 @@ def _learned(
     """What the next epoch is judged by."""
     # A slice keeps to one day, so it is all of one generation.
     epochs, counts = zip(*counted.closed, strict=True)
-    learned = before.counted(epochs[0], reduce(close, counts)).at(after, job.policy.missing)
+    learned = before.counted(epochs[0], reduce(close, counts))
+    if job.calendar.generation(after) != job.calendar.generation(epochs[0]):
+        learned = learned.at(after, job.policy.missing)
     for act in acts:
         learned = learned.acted(act, after)
     return learned
