@@ -53,6 +53,7 @@ setup(
         ],
         "dev": [
             "cryptography==50.0.2",
+            "datasketches==5.2.0",
             "duckdb==2.0.0",
             "hypothesis==6.170.15",
             "import-linter==2.16",
