@@ -88,7 +88,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--epoch", type=int, default=EPOCH, help=f"its conversations ({EPOCH:,})")
     parser.add_argument("--pack", type=int, default=32, help="conversations of a batch (32)")
     parser.add_argument("--directions", type=int, default=1160, help="a quarter of series (1,160)")
-    parser.add_argument("--values", type=int, default=300_000, help="of a series, in sketches")
+    parser.add_argument("--values", type=int, default=100_000, help="in sketches (100,000)")
     known = parser.parse_args(arguments)
     traffic = Traffic(known.directions)
     figures = _by_pack(traffic, known.epoch) | _kept(traffic, known)

@@ -66,7 +66,8 @@ def _tested(kind: Kind, values: Int16s) -> Figures:
     numbers = "".join(f"{mean:>13.5f}{most:>13.5f}" for mean, most in off)
     answers = "".join(f"{'yes' if each else 'no':>13}" for each in told)
     print(f"{kind.name:14}{numbers}{size:>13,.0f}{speed:>13,.0f}{answers}", flush=True)
-    return {f"{kind.name}_off_at_999": round(off[1][1], 5), f"{kind.name}_bytes": round(size)}
+    key = kind.name.lower().replace(" ", "_")
+    return {f"{key}_off_at_999": round(off[1][1], 5), f"{key}_bytes": round(size)}
 
 
 def _off(kind: Kind, made: Any, values: Int16s, q: float) -> tuple[float, float]:

@@ -183,6 +183,8 @@ class Counts:
         read = Histograms.from_rows if "indptr" in arrays else Histograms.from_arrays
         histograms, maximum = read(arrays), arrays["maximum"].astype(np.int16)
         stretches, total = arrays["stretches"].astype(np.int64), int(arrays["total"][0])
+        if len(maximum) != histograms.series:
+            raise ValueError("histograms and maxima do not fit together")
         expected = per_series(stretches, len(maximum) // PER_DIRECTION)
         if not np.array_equal(histograms.sums(), expected) or total > stretches.sum():
             raise ValueError("histograms do not add up to the number of stretches")
