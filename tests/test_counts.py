@@ -245,7 +245,8 @@ def test_damaged_arrays_of_before_are_refused() -> None:
 
 def test_counts_cannot_be_changed_from_outside() -> None:
     counts = counted(drawn("normal", 5))
-    for array in (counts.maximum, counts.stretches):
+    histograms = counts.histograms
+    for array in (counts.maximum, counts.stretches, histograms.places, histograms.numbers):
         with pytest.raises(ValueError, match="read-only"):
             array[0] = 1
     counts.histogram[:] = 0

@@ -54,6 +54,10 @@ class Histograms:
     places: Int32s
     numbers: Int64s
 
+    def __post_init__(self) -> None:
+        for array in (self.places, self.numbers):
+            array.setflags(write=False)
+
     @staticmethod
     def empty(series: int) -> "Histograms":
         """Histograms of nothing."""
@@ -82,9 +86,10 @@ class Histograms:
         return self._before[self._begins[1:]] - self._before[self._begins[:-1]]
 
     def order_statistics(self, rank: Int64s) -> NDArray[np.float64]:
-        """Estimates of the values with a 0-based rank each, [series] in steps; 0 where empty.
+        """Estimates of the values with a 0-based rank each, [series] in steps.
 
-        A bin's values are taken to lie evenly over its integers.
+        A bin's values are taken to lie evenly over its integers. What stands for a series without
+        values means nothing.
         """
         if not len(self.places):
             return np.zeros(self.series)
