@@ -54,6 +54,7 @@ setup(
         "plot": ["matplotlib==3.11.2"],
         "dev": [
             "cryptography==50.0.2",
+            "datasketches==5.2.0",
             "duckdb==2.0.0",
             "hypothesis==6.170.15",
             "import-linter==2.16",

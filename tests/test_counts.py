@@ -6,11 +6,12 @@ from random import Random
 import numpy as np
 import pytest
 from extremes import stretches_from
+from former_counts import rows_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from schemas.records import ABSENT, Role
-from transforms.ranges.counts import Counts
+from transforms.ranges.counts import HELD, Counts
 from transforms.ranges.series import Stretches, per_series
 
 LIMIT = 32767
@@ -145,12 +146,26 @@ def test_maximum_and_numbers_are_exact(name: str) -> None:
     assert per_series(counts.stretches, 2).tolist() == sizes
 
 
-def test_more_rows_than_are_counted_at_once() -> None:
-    values = drawn("normal", 2500)
-    one_by_one = Counts.empty(2)
-    for start in range(0, 2500, 7):
-        one_by_one = one_by_one.plus(stretches_from(values[start : start + 7]))
+def test_it_does_not_matter_when_stretches_are_tallied() -> None:
+    values = drawn("normal", 2 * HELD)
+    looked_at = one_by_one = Counts.empty(2)
+    for start in range(0, len(values), 97):
+        few = stretches_from(values[start : start + 97])
+        one_by_one, looked_at = one_by_one.plus(few), looked_at.plus(few)
+        looked_at.quantile(0.9)
     assert same(one_by_one, counted(values))
+    assert same(looked_at, counted(values))
+
+
+def test_counts_stay_as_they_were_when_more_is_added() -> None:
+    few, more = stretches_from(drawn("normal", 5)), stretches_from(drawn("uniform", HELD))
+    counts = Counts.empty(2).plus(few)
+    before = counts.to_arrays()
+    counts.plus(few)
+    counts.plus(more)
+    counts.merged(counts.plus(more))
+    few.values[:] = 0
+    assert all(np.array_equal(before[name], array) for name, array in counts.to_arrays().items())
 
 
 def test_a_role_that_never_spoke_has_no_range() -> None:
@@ -165,8 +180,7 @@ def test_a_role_that_never_spoke_has_no_range() -> None:
 
 
 def test_counts_beyond_32_bits_stay_exact() -> None:
-    counts = counted(drawn("normal", 3))
-    doubled = counts
+    doubled = counts = counted(drawn("normal", 3))
     for _ in range(40):
         doubled = doubled.merged(doubled)
     assert doubled.stretches[0] == int(counts.stretches[0]) << 40
@@ -175,16 +189,68 @@ def test_counts_beyond_32_bits_stay_exact() -> None:
 
 
 def test_what_is_stored_holds_only_bins_in_use() -> None:
-    arrays = counted(drawn("normal", 200, directions=432)).to_arrays()
-    assert sum(array.nbytes for array in arrays.values()) < 1_000_000
-    assert arrays["counts"].dtype == np.uint8
+    counts = counted(drawn("normal", 200, directions=432))
+    arrays = counts.to_arrays()
+    used = int((counts.histogram > 0).sum())
+    # A byte for almost every one, and five for a series: its first bin, how many, the maximum.
+    assert arrays["counts"].nbytes + arrays["gaps"].nbytes < 1.3 * used + 2 * 1728
+    assert arrays["used"].nbytes + arrays["maximum"].nbytes == 4 * 1728
+
+
+def test_arrays_are_those_that_are_documented() -> None:
+    values = np.full((303, 4), ABSENT, np.int32)
+    # High of the user: 300 values in one bin, one in the next, one five bins farther up.
+    values[:302, 0] = [64] * 300 + [96, 256]
+    # Low negated: in the first bin of all, and in the last.
+    values[:302, 2] = [-LIMIT] * 301 + [LIMIT]
+    arrays = counted(values).to_arrays()
+    fine_from, last = 56 + 4096 // 32, 1207
+    assert {name: array.tolist() for name, array in arrays.items()} == {
+        "used": [3, 0, 2, 0],
+        "counts": [
+            *(600 + 1 - 512 + 128, 512 >> 7),
+            2,
+            2 + 1,
+            *((602 & 127) + 128, 602 >> 7),
+            2 + 1,
+        ],
+        "gaps": [
+            *((fine_from + 2 & 127) + 128, fine_from + 2 >> 7),
+            4,
+            *((last - 1 & 127) + 128, last - 1 >> 7),
+        ],
+        "maximum": [256, ABSENT, LIMIT, ABSENT],
+        "stretches": [302, 0],
+        "total": [302],
+    }
+    kinds = (np.uint16, np.uint8, np.uint8, np.int16, np.int64, np.int64)
+    assert tuple(array.dtype for array in arrays.values()) == kinds
+
+
+@pytest.mark.parametrize("name", DISTRIBUTIONS)
+@pytest.mark.parametrize("n", [0, 1, 500])
+def test_the_arrays_of_before_can_be_read(name: str, n: int) -> None:
+    counts = counted(drawn(name, n)) if n else Counts.empty(2)
+    assert same(Counts.from_arrays(rows_of(counts)), counts)
+
+
+def test_damaged_arrays_of_before_are_refused() -> None:
+    rows = rows_of(counted(drawn("normal", 50)))
+    refused(rows, counts=rows["counts"] + 1)
+    refused(rows, counts=rows["counts"][1:])
+    refused(rows, bins=rows["bins"][::-1])
+    refused(rows, bins=rows["bins"] + 1000)
+    refused(rows, indptr=rows["indptr"][::-1])
 
 
 def test_counts_cannot_be_changed_from_outside() -> None:
     counts = counted(drawn("normal", 5))
-    for array in (counts.maximum, counts.histogram, counts.stretches):
+    histograms = counts.histograms
+    for array in (counts.maximum, counts.stretches, histograms.places, histograms.numbers):
         with pytest.raises(ValueError, match="read-only"):
             array[0] = 1
+    counts.histogram[:] = 0
+    assert counts.histogram.sum() == 4 * counts.stretches.sum()
 
 
 def test_other_numbers_of_series_are_refused() -> None:
@@ -194,15 +260,36 @@ def test_other_numbers_of_series_are_refused() -> None:
         Counts.empty(3).merged(Counts.empty(2))
 
 
-@pytest.mark.parametrize("name", ["counts", "stretches", "indptr", "maximum"])
-def test_damaged_arrays_are_refused(name: str) -> None:
-    arrays = counted(drawn("normal", 5)).to_arrays()
-    damaged = arrays[name].copy()
-    damaged[-1] += 1
-    if name == "maximum":
-        damaged = damaged[:-1]
-    with pytest.raises(ValueError, match=r"fit together|add up|shape"):
-        Counts.from_arrays({**arrays, name: damaged})
+def refused(arrays: dict[str, np.ndarray], **changed: np.ndarray) -> None:
+    """Reading arrays fails once some of them are changed."""
+    with pytest.raises(ValueError, match=r"fit together|add up|no numbers"):
+        Counts.from_arrays({**arrays, **changed})
+
+
+@pytest.mark.parametrize("name", ["counts", "gaps", "used", "maximum", "stretches"])
+def test_arrays_with_something_missing_or_something_more_are_refused(name: str) -> None:
+    arrays = counted(drawn("normal", 300)).to_arrays()
+    refused(arrays, **{name: arrays[name][:-1]})
+    refused(arrays, **{name: np.append(arrays[name], arrays[name][-1:])})
+
+
+def test_arrays_that_do_not_fit_together_are_refused() -> None:
+    arrays = counted(drawn("normal", 300)).to_arrays()
+    counts, gaps, used = arrays["counts"], arrays["gaps"], arrays["used"].astype(np.int64)
+    one = np.eye(len(used), dtype=np.int64)
+    refused(arrays, used=used + one[0])
+    refused(arrays, used=used - one[0] + one[1])  # a bin of one series given to another
+    refused(arrays, stretches=arrays["stretches"] + 1)
+    refused(arrays, total=arrays["stretches"].sum(keepdims=True) + 1)
+    for place in np.flatnonzero(counts < 100)[:5]:
+        change = np.zeros_like(counts)
+        change[place] = 1
+        refused(arrays, counts=counts ^ change)  # a gap too many or too few
+        refused(arrays, counts=counts + 2 * change)  # a value too many
+    far = gaps.copy()
+    far[1] = 127  # the first gap takes two bytes: now it is of 16,000 bins
+    refused(arrays, gaps=far)
+    refused(arrays, counts=np.full(len(counts), 255, np.uint8))
 
 
 Number = st.integers(-LIMIT, LIMIT)

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from extremes import segments_from, stretches_from
+from former_counts import rows_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load, save
@@ -210,7 +211,7 @@ def as_bytes(arrays: dict[str, np.ndarray], number: int) -> bytes:
 
 def arrays_before(values: np.ndarray, number: int) -> dict[str, np.ndarray]:
     """What format 1 or 2 held of whole conversations, values [n, 4D]: one count of everything."""
-    counts = Counts.empty(values.shape[1] // 4).plus(stretches_from(values)).to_arrays()
+    counts = rows_of(Counts.empty(values.shape[1] // 4).plus(stretches_from(values)))
     counts["conversations"] = counts.pop("stretches")
     if number == 1:
         del counts["total"]
@@ -237,6 +238,19 @@ def test_ranges_with_a_missing_array_are_refused(name: str) -> None:
     del arrays[name]
     with pytest.raises(ValueError, match="is missing"):
         Ranges.from_bytes(as_bytes(arrays, 3))
+
+
+def test_ranges_of_this_format_whose_histograms_are_rows_can_be_read() -> None:
+    ranges, kinds = some_ranges(), ("segments", "conversations")
+    rows = {
+        f"{kind}.{name}": array
+        for kind in kinds
+        for name, array in rows_of(getattr(ranges, kind)).items()
+    }
+    scores = {
+        name: array for name, array in load(ranges.to_bytes()).items() if not name.startswith(kinds)
+    }
+    assert Ranges.from_bytes(as_bytes({**rows, **scores}, 3)).to_bytes() == ranges.to_bytes()
 
 
 @pytest.mark.parametrize("number", [1, 2])

@@ -7,43 +7,31 @@ What is promised, for any number of stretches:
 - A quantile is off from that of the raw values by at most the width of the wider of the two bins
   that hold its neighbouring order statistics: 32 steps (0.001 in cosine) at -4,096 steps (-0.125)
   and above, 512 steps (0.016) below, where upper tails hardly ever are.
-- Memory is bounded: 1,208 bins a series, 9.7 KB (17 MB for 1,728 series). What is stored holds
-  only bins in use.
+- Memory is bounded: of 1,208 bins a series only those in use are kept, 12 bytes each, and the
+  values of a few thousand stretches that are yet to be tallied.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from schemas.records import ABSENT, STEPS_PER_UNIT, Int16s, Int32s, Role
-from transforms.ranges.series import PER_DIRECTION, Stretches, per_series, series_of_role
+from schemas.records import ABSENT, Int16s, Int32s, Role, Side
+from transforms.ranges.histograms import Histograms
+from transforms.ranges.series import PER_DIRECTION, Stretches, per_series
 
-FINE_WIDTH: Final = 32
-COARSE_WIDTH: Final = 512
-FINE_FROM: Final = -4096
-"""Bins are fine from this value on, coarse below it."""
-
-Int64s = NDArray[np.int64]
-
-_EDGES: Final = np.concatenate(
-    [
-        np.arange(ABSENT, FINE_FROM, COARSE_WIDTH),
-        np.arange(FINE_FROM, STEPS_PER_UNIT + 1, FINE_WIDTH),
-        [STEPS_PER_UNIT + 1],
-    ]
-)
-BINS: Final = len(_EDGES) - 1
 OWN_SHARE: Final = 2
 """How many times the asked share of a rare role's conversations may lie beyond a quantile."""
 
-_ROWS_AT_ONCE: Final = 1024  # bounds the index array that counting needs
+HELD: Final = 4096
+"""Stretches that wait for being tallied together: one by one that costs twenty times as much."""
 
-
-_VALUES: Final = np.arange(ABSENT, STEPS_PER_UNIT + 1)
-_BIN_OF: Final = (np.searchsorted(_EDGES, _VALUES, side="right") - 1).astype(np.int16)
+Int64s = NDArray[np.int64]
+_OfRoles = tuple[Int16s, ...]
+"""Values of stretches, [n, 2D] for each role."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,16 +43,17 @@ class Counts:
       stretches: how many were of each role, int64 [2]; the number of values in each of the role's
         series.
       maximum: largest value of each series in steps, int16 [4D]; ABSENT where there is none.
-      histogram: int64 [4D, BINS].
     """
 
     total: int
     stretches: Int64s
     maximum: Int16s
-    histogram: Int64s
+    _tallied: Histograms
+    _held: tuple[_OfRoles, ...] = ()
+    _waiting: int = 0  # stretches that are held
 
     def __post_init__(self) -> None:
-        for array in (self.stretches, self.maximum, self.histogram):
+        for array in (self.stretches, self.maximum):
             array.setflags(write=False)
 
     @staticmethod
@@ -75,13 +64,26 @@ class Counts:
             0,
             np.zeros(len(Role), np.int64),
             np.full(series, ABSENT, np.int16),
-            np.zeros((series, BINS), np.int64),
+            Histograms.empty(series),
         )
 
     @property
     def directions(self) -> int:
         """D, a quarter of the number of series."""
         return len(self.maximum) // PER_DIRECTION
+
+    @cached_property
+    def histograms(self) -> Histograms:
+        """Of all series."""
+        if not self._held:
+            return self._tallied
+        of_roles = [np.concatenate(of_role) for of_role in zip(*self._held, strict=True)]
+        return self._tallied.plus(_blocks(of_roles, self.directions))
+
+    @property
+    def histogram(self) -> Int64s:
+        """How many values each series has in each bin, int64 [4D, BINS]; made anew every time."""
+        return self.histograms.dense()
 
     def plus(self, stretches: Stretches) -> "Counts":
         """With stretches added.
@@ -93,19 +95,20 @@ class Counts:
             raise ValueError(
                 f"{stretches.values.shape[1]} series a role, expected {len(self.maximum) // 2}"
             )
-        histogram, maximum = self.histogram.copy(), self.maximum.copy()
-        for role in Role:
-            values = stretches.values[stretches.role == role]
-            series = series_of_role(role, self.directions)
-            for start in range(0, len(values), _ROWS_AT_ONCE):
-                _tally(histogram, values[start : start + _ROWS_AT_ONCE], series)
-            maximum[series] = np.maximum(maximum[series], values.max(axis=0, initial=ABSENT))
-        return Counts(
+        of_roles = tuple(stretches.values[stretches.role == role] for role in Role)
+        blocks = _blocks(of_roles, self.directions)
+        highest = np.concatenate([block.max(axis=0, initial=ABSENT) for block in blocks])
+        counts = Counts(
             self.total + int(stretches.present().any(axis=1).sum()),
             self.stretches + np.bincount(stretches.role, minlength=len(Role)),
-            maximum,
-            histogram,
+            np.maximum(self.maximum, highest),
+            self._tallied,
+            (*self._held, of_roles),
+            self._waiting + len(stretches.role),
         )
+        if counts._waiting < HELD:
+            return counts
+        return replace(counts, _tallied=counts.histograms, _held=(), _waiting=0)
 
     def merged(self, other: "Counts") -> "Counts":
         """The counts of both. Raises ValueError when the number of directions differs."""
@@ -115,7 +118,7 @@ class Counts:
             self.total + other.total,
             self.stretches + other.stretches,
             np.maximum(self.maximum, other.maximum),
-            self.histogram + other.histogram,
+            self.histograms.merged(other.histograms),
         )
 
     def quantile(self, q: float) -> Int32s:
@@ -146,39 +149,24 @@ class Counts:
         """Between the order statistics on either side of a 0-based rank [4D]."""
         last, position = self._last(), np.maximum(position, 0)
         below = np.floor(position).astype(np.int64)
-        cumulative = np.cumsum(self.histogram, axis=1)
-        lower = self._order_statistic(cumulative, below)
-        upper = self._order_statistic(cumulative, np.minimum(below + 1, np.maximum(last, 0)))
+        lower = self._order_statistic(below)
+        upper = self._order_statistic(np.minimum(below + 1, np.maximum(last, 0)))
         estimate = np.rint(lower + (position - below) * (upper - lower)).astype(np.int32)
         return np.where(last < 0, 0, estimate)
 
-    def _order_statistic(self, cumulative: Int64s, rank: Int64s) -> NDArray[np.float64]:
+    def _order_statistic(self, rank: Int64s) -> NDArray[np.float64]:
         """Estimate of the value with 0-based `rank` [4D] in each series, in steps [4D]."""
-        series = np.arange(len(rank))
-        bins = np.minimum((cumulative <= rank[:, None]).sum(axis=1), BINS - 1)
-        count = np.maximum(self.histogram[series, bins], 1)
-        place = rank - (cumulative[series, bins] - count)
-        width = _EDGES[bins + 1] - _EDGES[bins]
-        # A bin's values are taken to lie evenly over its integers.
-        estimate = _EDGES[bins] - 0.5 + width * (place + 0.5) / count
-        is_largest = rank == cumulative[:, -1] - 1
-        return np.where(is_largest, self.maximum, np.minimum(estimate, self.maximum))
+        estimate = np.minimum(self.histograms.order_statistics(rank), self.maximum)
+        return np.where(rank == self._last(), self.maximum, estimate)
 
     def to_arrays(self) -> dict[str, NDArray[Any]]:
-        """Compact form: only bins in use, as the rows of a compressed sparse matrix.
+        """Compact form; the same counts always give the same arrays.
 
-        `indptr` uint32 [4D + 1], `bins` uint16 [used], `counts` [used] in the narrowest unsigned
-        type that holds the largest, `maximum` int16 [4D], `stretches` int64 [2], `total` int64
-        [1]. The same counts always give the same arrays.
+        Those of `Histograms.to_arrays`, `maximum` int16 [4D], `stretches` int64 [2] and `total`
+        int64 [1].
         """
-        used = np.flatnonzero(self.histogram)
-        counts = self.histogram.ravel()[used]
-        narrowest = np.min_scalar_type(int(counts.max(initial=0)))
-        starts = np.arange(len(self.maximum) + 1) * BINS
         return {
-            "indptr": np.searchsorted(used, starts).astype(np.uint32),
-            "bins": (used % BINS).astype(np.uint16),
-            "counts": counts.astype(narrowest),
+            **self.histograms.to_arrays(),
             "maximum": self.maximum,
             "stretches": self.stretches,
             "total": np.array([self.total], np.int64),
@@ -186,28 +174,24 @@ class Counts:
 
     @staticmethod
     def from_arrays(arrays: Mapping[str, NDArray[Any]]) -> "Counts":
-        """Read back what `to_arrays` gave.
+        """Read back what `to_arrays` gave, or gave when it gave the rows of a sparse matrix.
 
         Raises:
           KeyError: an array is missing.
           ValueError: the arrays do not fit together.
         """
-        maximum = arrays["maximum"].astype(np.int16)
-        histogram = np.zeros((len(maximum), BINS), np.int64)
-        indptr = arrays["indptr"].astype(np.int64)
-        row = np.repeat(np.arange(len(maximum)), indptr[1:] - indptr[:-1])
-        bins = arrays["bins"]
-        if len(row) != len(bins) or (bins >= BINS).any():
-            raise ValueError("histogram rows and bins do not fit together")
-        histogram[row, bins] = arrays["counts"]
+        read = Histograms.from_rows if "indptr" in arrays else Histograms.from_arrays
+        histograms, maximum = read(arrays), arrays["maximum"].astype(np.int16)
         stretches, total = arrays["stretches"].astype(np.int64), int(arrays["total"][0])
+        if len(maximum) != histograms.series:
+            raise ValueError("histograms and maxima do not fit together")
         expected = per_series(stretches, len(maximum) // PER_DIRECTION)
-        if not np.array_equal(histogram.sum(axis=1), expected) or total > stretches.sum():
+        if not np.array_equal(histograms.sums(), expected) or total > stretches.sum():
             raise ValueError("histograms do not add up to the number of stretches")
-        return Counts(total, stretches, maximum, histogram)
+        return Counts(total, stretches, maximum, histograms)
 
 
-def _tally(histogram: Int64s, values: Int16s, series: NDArray[np.intp]) -> None:
-    """Count values [n, k] of k series in a histogram [4D, BINS], in place."""
-    bins = _BIN_OF[values.astype(np.intp) - ABSENT] + series * BINS
-    np.add.at(histogram.reshape(-1), bins.ravel(), 1)
+def _blocks(of_roles: Sequence[Int16s], directions: int) -> list[Int16s]:
+    """Values of each role, [n, 2D], as those of each side's D series in the order of all series."""
+    starts = [directions * place for place in range(len(Side))]
+    return [of_role[:, start : start + directions] for start in starts for of_role in of_roles]

@@ -10,6 +10,7 @@ never too low.
 from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import cached_property
 from math import ceil
 from typing import Any, Final
 
@@ -21,6 +22,9 @@ from schemas.records import ABSENT, Int32s, Role
 BIN_WIDTH: Final = 8
 LENGTHS: Final = 12
 """Length l has 2^l to 2^(l + 1) - 1 stretches; the last has no end."""
+
+WAITING: Final = 256
+"""Calls of `plus` whose scores wait for being tallied together."""
 
 Int64s = NDArray[np.int64]
 
@@ -48,11 +52,13 @@ class Tally:
     @staticmethod
     def of(lengths: NDArray[Any], bins: NDArray[Any], counts: NDArray[Any]) -> "Tally":
         """From pairs in any order, each any number of times."""
-        pairs = np.stack([lengths, bins], axis=1).astype(np.int32).reshape(-1, 2)
-        distinct, place = np.unique(pairs, axis=0, return_inverse=True)
-        total = np.zeros(len(distinct), np.int64)
-        np.add.at(total, place.ravel(), counts)
-        return Tally(distinct[:, 0], distinct[:, 1], total)
+        order = np.lexsort((bins, lengths))
+        lengths, bins = (pairs[order].astype(np.int32) for pairs in (lengths, bins))
+        is_new = np.ones(len(order), np.bool_)
+        is_new[1:] = (lengths[1:] != lengths[:-1]) | (bins[1:] != bins[:-1])
+        firsts = np.flatnonzero(is_new)
+        total = np.add.reduceat(counts[order].astype(np.int64), firsts)
+        return Tally(lengths[firsts], bins[firsts], total)
 
     @property
     def n(self) -> int:
@@ -91,21 +97,32 @@ class ScoreCounts:
     """Counted scores, one `Tally` per role for either kind. Immutable.
 
     Attributes:
-      kept: scores that count as they are.
-      held: scores that were held down to the threshold they were above.
       absent: how many conversations could have been scored for a role but had no tokens of it,
         int64 [2].
     """
 
-    kept: tuple[Tally, ...]
-    held: tuple[Tally, ...]
     absent: Int64s
+    _kept: tuple[Tally, ...]
+    _held: tuple[Tally, ...]
+    _waiting: tuple[Int64s, ...] = ()  # see `_columns`
 
     @staticmethod
     def empty() -> "ScoreCounts":
         """Counts of nothing: merging them in changes nothing."""
         nothing = (Tally.of(*(np.empty(0, np.int64) for _ in range(3))),) * len(Role)
-        return ScoreCounts(nothing, nothing, np.zeros(len(Role), np.int64))
+        return ScoreCounts(np.zeros(len(Role), np.int64), nothing, nothing)
+
+    @cached_property
+    def kept(self) -> tuple[Tally, ...]:
+        """Scores that count as they are."""
+        scores, held, lengths = self._columns()
+        return _added(self._kept, np.where(held == ABSENT, scores, ABSENT), lengths)
+
+    @cached_property
+    def held(self) -> tuple[Tally, ...]:
+        """Scores that were held down to the threshold they were above."""
+        _, held, lengths = self._columns()
+        return _added(self._held, held, lengths)
 
     @property
     def n(self) -> tuple[int, ...]:
@@ -132,11 +149,15 @@ class ScoreCounts:
           held: what a score is held down to, [n, 2]; ABSENT where it counts as it is. None: all do.
         """
         held = np.full_like(scores, ABSENT) if held is None else held
-        return ScoreCounts(
-            _added(self.kept, np.where(held == ABSENT, scores, ABSENT), lengths),
-            _added(self.held, held, lengths),
+        counts = ScoreCounts(
             self.absent + absent.sum(axis=0, dtype=np.int64),
+            self._kept,
+            self._held,
+            (*self._waiting, np.stack([scores, held, lengths])),
         )
+        if len(counts._waiting) < WAITING:
+            return counts
+        return ScoreCounts(counts.absent, counts.kept, counts.held)
 
     def merged(self, other: "ScoreCounts") -> "ScoreCounts":
         """The conversations of both."""
@@ -144,7 +165,7 @@ class ScoreCounts:
             tuple(mine.merged(theirs) for mine, theirs in zip(ours, of_other, strict=True))
             for ours, of_other in ((self.kept, other.kept), (self.held, other.held))
         )
-        return ScoreCounts(kept, held, self.absent + other.absent)
+        return ScoreCounts(self.absent + other.absent, kept, held)
 
     def conformal_threshold(
         self, role: Role, rate: Fraction, own_rate: Fraction, handicap: int = 0
@@ -189,7 +210,12 @@ class ScoreCounts:
             tuple(Tally(*(arrays[name] for name in _array_names(role, kind))) for role in Role)
             for kind in ("kept", "held")
         )
-        return ScoreCounts(kept, held, arrays["absent"])
+        return ScoreCounts(arrays["absent"], kept, held)
+
+    def _columns(self) -> Int64s:
+        """Scores, what they are held down to and lengths of those waiting, [3, n, 2]."""
+        nothing = np.empty((3, 0, len(Role)), np.int64)
+        return np.concatenate([nothing, *self._waiting], axis=1)
 
 
 def _array_names(role: Role, kind: str) -> tuple[str, ...]:

@@ -58,9 +58,14 @@ class Stretches:
             return self
         key = self.row.astype(np.int64) * len(Role) + self.role
         order = np.argsort(key, kind="stable")
-        _, begins = np.unique(key[order], return_index=True)
+        _, begins, numbers = np.unique(key[order], return_index=True, return_counts=True)
         first = order[begins]
-        values = np.maximum.reduceat(self.values[order], begins)
+        values = self.values[first]
+        # One after the other, of all conversations at a time; reduceat takes ten times as long.
+        for place in range(1, numbers.max()):
+            longer = np.flatnonzero(numbers > place)
+            further = self.values[order[begins[longer] + place]]
+            values[longer] = np.maximum(values[longer], further)
         return Stretches(self.conversations, self.row[first], self.role[first], values)
 
     def of_conversations(self, chosen: NDArray[np.bool_]) -> "Stretches":
