@@ -23,8 +23,9 @@ from transforms.ranges.counts import Counts
 from transforms.ranges.scores import ScoreCounts
 from transforms.ranges.series import Stretches
 
-FORMAT: Final = 3
-"""1 and 2 knew whole conversations only, and their scores are of `budget/1`."""
+FORMAT: Final = 4
+"""1 and 2 knew whole conversations only, and their scores are of `budget/1`; 3 held histograms as
+the rows of a sparse matrix."""
 
 _METADATA_KEY: Final = "deltawatch"
 _SEGMENTS, _CONVERSATIONS, _ACCEPTED = "segments.", "conversations.", "accepted."
@@ -158,7 +159,7 @@ class Ranges:
             identity = _metadata(data)
             if identity["format"] not in range(1, FORMAT + 1):
                 raise ValueError(f"format {identity['format']}, newer than {FORMAT}")
-            read = _of_arrays if identity["format"] == FORMAT else _of_arrays_before
+            read = _of_arrays if identity["format"] >= 3 else _of_arrays_before
             return read(identity["directions_hash"], identity["model"], arrays)
         except SafetensorError as error:
             raise ValueError(f"not a safetensors file ({error})") from None
@@ -176,8 +177,7 @@ class Ranges:
 
     def _arrays(self) -> dict[str, NDArray[Any]]:
         arrays = self.scores.to_arrays()
-        if self.judged:  # not in ranges of a calibration, whose hashes are as they were
-            arrays[_VERDICTS] = np.array([self.judged, self.flagged], np.int64)
+        arrays[_VERDICTS] = np.array([self.judged, self.flagged], np.int64)
         for prefix, counts in ((_SEGMENTS, self.segments), (_CONVERSATIONS, self.conversations)):
             arrays |= {prefix + name: array for name, array in counts.to_arrays().items()}
         if self.accepted is not None:
