@@ -5,7 +5,7 @@ import signal
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 
-from pipeline import calibrating, metrics, preflight, report
+from pipeline import calibrating, explaining, metrics, preflight, report
 from pipeline.explain import Table
 from pipeline.follow import Follow
 from pipeline.job import Job
@@ -33,6 +33,7 @@ def run(known: argparse.Namespace, beam_arguments: Sequence[str]) -> int:
         "audit": _audit,
         "watch": _watch,
         "status": _status,
+        "explain": _explain,
         "demo": _demo,
     }
     return commands[known.command](known, beam_arguments)
@@ -87,6 +88,13 @@ def _status(known: argparse.Namespace, _: Sequence[str]) -> int:
     for line in Status.of(known.state, preflight.kafka_properties(known)).lines():
         report.answer(line)
     return 0
+
+
+def _explain(known: argparse.Namespace, _: Sequence[str]) -> int:
+    found = explaining.explain(known.archive, known.named)
+    for line in (line for explanation in found for line in explanation.lines()):
+        report.answer(line)
+    return 0 if all(explanation.reproduced for explanation in found) else 1
 
 
 def _demo(known: argparse.Namespace, _: Sequence[str]) -> int:

@@ -24,6 +24,7 @@ _REQUIRED = {
     "audit": ("input", "tuned", "directions", "archive"),
     "watch": ("input", "tuned", "directions", "state", "archive", "alerts", "dead_letters"),
     "status": ("state",),
+    "explain": ("archive",),
     "demo": (),
 }
 
@@ -75,6 +76,7 @@ def _parser() -> tuple[_Parser, dict[str, _Parser]]:
             ("audit", "judge a finished log"),
             ("watch", "judge a topic as it grows"),
             ("status", "say how far a job has come and what it found"),
+            ("explain", "make a verdict again from the archive, and say what it rests on"),
             ("demo", "run the whole job here: broker, model, log, planted conversations"),
         )
     }
@@ -85,6 +87,7 @@ def _parser() -> tuple[_Parser, dict[str, _Parser]]:
         _input_options(made[name])
     _state_option(made["status"])
     _kafka_option(made["status"])
+    _explain_options(made["explain"])
     made["calibrate"].add_argument("--out", type=Path, metavar="RANGES", help="folder to write")
     for name in ("audit", "watch"):
         _judging_options(made[name])
@@ -108,6 +111,13 @@ def _directions_options(parser: _Parser) -> None:
     parser.add_argument(
         "--explain", action="store_true", help="print a table: what was found in every matrix"
     )
+
+
+def _explain_options(parser: _Parser) -> None:
+    parser.add_argument(
+        "named", metavar="ID", help="of an alert (its first 8 characters do), or a conversation"
+    )
+    parser.add_argument("--archive", type=Path, metavar="DIR", help="that of `watch` or `audit`")
 
 
 def _demo_options(parser: _Parser) -> None:
@@ -227,7 +237,7 @@ def _check(known: argparse.Namespace, beam_arguments: list[str]) -> None:
     if missing:
         option = missing[0].replace("_", "-")
         raise ConfigurationError(f"--{option} is needed; see `deltawatch {known.command} --help`")
-    if known.command in ("directions", "status", "demo") and beam_arguments:
+    if known.command in ("directions", "status", "explain", "demo") and beam_arguments:
         raise ConfigurationError(f"unknown argument {beam_arguments[0]!r}")
     if any("direct_num_workers" in argument for argument in beam_arguments):
         raise ConfigurationError(
