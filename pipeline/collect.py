@@ -147,7 +147,6 @@ def _told(ranges_hash: str, job: Job, model: Model) -> str:
             "ranges": ranges_hash,
             "policy": f"{fitted.label(job.policy)} {job.policy.settings}",
             "model": model.name,
-            "archive": str(job.archive),
         }
     )
 
