@@ -109,7 +109,7 @@ class Explanation:
         )
         return (
             f"  {printable(direction.name):<12}{direction.layer:>5}  {found.role.name.lower():<11}"
-            f"{found.side:<6}{value:>9}{bound:>9}{margin:>9}  {found.token}-{found.token + 1}"
+            f"{found.side:<6}{value:>9}{bound:>9}{margin:>9}  [{found.token}, {found.token + 1})"
         )
 
     @cached_property

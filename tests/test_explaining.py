@@ -191,7 +191,7 @@ def test_a_person_reads_what_the_verdict_rests_on(
         f"user: score {judgement.score / 32767:.4f}",
         f"threshold {judgement.threshold / 32767:.4f}, above it",
         f"{first.value / 32767:+.4f}  {first.bound / 32767:+.4f}  {first.margin / 32767:+.4f}",
-        f"  {first.token}-{first.token + 1}\n",
+        f"  [{first.token}, {first.token + 1})\n",
     ):
         assert part in text
     assert NAMED[3].name in text
