@@ -4,6 +4,7 @@ Every conversation, clean ones too, is judged anew in another order than the job
 test finds in its own way; every alert by the command that people use.
 """
 
+import json
 import random
 from collections import Counter, defaultdict
 from dataclasses import replace
@@ -22,7 +23,8 @@ from outcome import Outcome, run
 from pipeline.cli import main
 from pipeline.job import Job, Model
 from pipeline.slices import Slices
-from pipeline.state import State
+from pipeline.state import State, ask
+from schemas.acts import Act, ActKind
 from transforms.archive.fitted import basis
 from transforms.archive.segments import segments_of
 from transforms.logs.times import EventTime
@@ -193,6 +195,54 @@ def test_a_model_that_was_added_later_is_recomputed(
         epochs = Counter(read(job.archive, "ranges", name)["epoch"].to_pylist())
         assert set(epochs.values()) == {4 * DIRECTIONS}
         assert (min(epochs) == met) == (name == "two")
+
+
+def test_what_people_did_to_ranges_and_what_expired_is_recomputed(
+    conversations: list[dict[str, Any]],
+    base_model: Path,
+    snapshot: Ranges,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Twenty days, of which three are kept; accepted, frozen, thawed and rolled back meanwhile."""
+    start, hour = 1_700_006_400_000, 3_600_000
+    log = tmp_path / "log.jsonl"
+    with log.open("w") as file:
+        for number, each in enumerate(conversations[:300]):
+            file.write(
+                json.dumps({**each, "logged": {"at": start + number * hour * 8 // 5}}) + "\n"
+            )
+    job = job_of(
+        base_model,
+        str(log),
+        tmp_path,
+        epoch_ms=6 * hour,
+        keep_days=3,
+        policy=make_policy("percentile", FEW),
+        slice_records=60,
+    )
+    day = start // (24 * hour)
+    acts = {
+        1: Act("a", ActKind.ACCEPT, "a-model", "me", 1, "new", snapshot.hash),
+        4: Act("b", ActKind.FREEZE, "a-model", "me", 2, "an attack"),
+        6: Act("c", ActKind.THAW, "a-model", "me", 3, "over"),
+        8: Act("d", ActKind.ROLLBACK, "a-model", "me", 4, "that was it", day=day + 6),
+    }
+    state = State(tmp_path / "state")
+    slices = Slices(job, state)
+    while slices.step():
+        if act := acts.get(slices.commit.number):
+            ask(state.root, act, snapshot if act.kind is ActKind.ACCEPT else None)
+    state.close()
+    (held,) = slices.commit.models.values()
+    assert [act.kind for act in held.acts] == [act.kind for act in acts.values()]
+    assert min(held.generations) > day, "some have expired"
+    outcome = Outcome(job, slices.commit, slices.ranges())
+    assert assert_alerts_are_reproduced(outcome, capsys) > 5
+    assert "flagged" in assert_judged_again(job.archive, "a-model")
+    told = read(job.archive, "ranges", "a-model").group_by(["epoch", "ranges_hash"])
+    hashes = Counter(told.aggregate([("n", "count")])["ranges_hash"].to_pylist())
+    assert max(hashes.values()) > 5, "while they were frozen"
 
 
 def after_each_slice_anew(job: Job, root: Path, most: int = 1000) -> Slices:
