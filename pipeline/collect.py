@@ -1,18 +1,22 @@
 """What a slice's run left in its folder, gathered for the commit."""
 
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import reduce
 from pathlib import Path
 from typing import NamedTuple
 
+import pyarrow as pa
+
 from pipeline.job import Job, Model
 from pipeline.learning import Learned, Store
 from schemas.acts import Act
 from schemas.arrow import QUANTILES, RANGES
+from schemas.artefacts import combined_hash
 from schemas.commit import ModelState, Shift
 from schemas.plan import Plan
-from transforms.archive import files, pending, rows
+from transforms.archive import files, fitted, pending, rows
 from transforms.judge import RING
 from transforms.ranges.ranges import Ranges, close
 from transforms.ranges.series import per_series
@@ -45,7 +49,7 @@ def model_after(
       job: the configuration.
       model: whose it is.
       folder: of the slice; where the judge left what it counted, and rows of table `ranges` are
-        left of every epoch closed.
+        left of every epoch closed, and of what the open one is judged by where there are none yet.
       store: has the ranges.
       acts: what people want done to the ranges; it is, where an epoch closes.
     """
@@ -53,18 +57,23 @@ def model_after(
         return held
     counted = _counted(held, plan, model, folder, store)
     opened = store.write_ranges(counted.open)
+    begun = _untold(held, plan.closed_before, job, model, store)
     if not counted.closed:
-        return replace(held, open_hash=opened)
+        _write_rows(begun, plan.closed_before + 1, folder, job, model)
+        return replace(held, open_hash=opened, told=_told(held.ranges_hash, job, model))
     before = Learned.of(held, store, job.calendar)
     learned = _learned(before, counted, plan.closed_after + 1, job, acts)
-    _write_rows(_totals(before, learned, counted), folder, job, model)
+    totals = _totals(before, learned, counted)
+    _write_rows([*begun, *totals], plan.closed_before + 1, folder, job, model)
+    ranges_hash = store.write_ranges(learned.total)
     return replace(
         held,
-        ranges_hash=store.write_ranges(learned.total),
+        ranges_hash=ranges_hash,
         open_hash=opened,
         generations=learned.generations,
         acts=learned.acts,
         shift=_shifted(held.shift, counted, job.policy.asked_rate),
+        told=_told(ranges_hash, job, model),
     )
 
 
@@ -133,18 +142,51 @@ def _read(path: Path) -> Ranges:
     return ranges
 
 
-def _write_rows(closed: Iterable[tuple[int, Ranges]], folder: Path, job: Job, model: Model) -> None:
-    for epoch, ranges in closed:
-        counts = ranges.conversations
-        table = rows.ranges_table(
-            epoch,
-            epoch * job.epoch_ms if job.dated else None,
-            ranges.hash,
-            per_series(counts.stretches, counts.directions),
-            counts.maximum,
-            {name: counts.quantile_of_all(q) for name, q in _QUANTILES.items()},
-            model.directions.entries,
-            model.directions.hash,
-        )
+def _told(ranges_hash: str, job: Job, model: Model) -> str:
+    """Names the rows of table `ranges` that say what conversations are judged by."""
+    return combined_hash(
+        {
+            "ranges": ranges_hash,
+            "policy": f"{fitted.label(job.policy)} {job.policy.settings}",
+            "model": model.name,
+        }
+    )
+
+
+def _untold(
+    held: ModelState, closed: int, job: Job, model: Model, store: Store
+) -> list[tuple[int, Ranges]]:
+    """What the epoch after the closed one is judged by, if table `ranges` does not say so yet.
+
+    So it is at the very beginning, of a model that has been added, and under another policy.
+    """
+    if held.told == _told(held.ranges_hash, job, model):
+        return []
+    return [(closed, store.read_ranges(held.ranges_hash))]
+
+
+def _write_rows(
+    judged_by: Iterable[tuple[int, Ranges]], opened: int, folder: Path, job: Job, model: Model
+) -> None:
+    """Leave rows of epochs; those of the one before `opened` wait for what is judged by them."""
+    waiting = defaultdict(list)
+    for epoch, ranges in judged_by:
+        waiting[max(epoch, opened)].append(_rows(epoch, ranges, job, model))
+    for epoch, tables in waiting.items():
         path = pending.pending_path(folder, model.name, RANGES, epoch, pending.TABLES)
-        files.write_table(table, path)
+        files.write_table(pa.concat_tables(tables), path)
+
+
+def _rows(epoch: int, ranges: Ranges, job: Job, model: Model) -> pa.Table:
+    counts = ranges.conversations
+    return rows.ranges_table(
+        epoch,
+        epoch * job.epoch_ms if job.dated else None,
+        ranges.hash,
+        per_series(counts.stretches, counts.directions),
+        counts.maximum,
+        {name: counts.quantile_of_all(q) for name, q in _QUANTILES.items()},
+        fitted.columns(job.policy, ranges),
+        model.directions.entries,
+        model.directions.hash,
+    )

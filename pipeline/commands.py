@@ -5,7 +5,7 @@ import signal
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 
-from pipeline import by_hand, calibrating, metrics, preflight, report, showing
+from pipeline import by_hand, calibrating, explaining, metrics, preflight, report, showing
 from pipeline.explain import Table
 from pipeline.follow import Follow
 from pipeline.job import Job
@@ -34,6 +34,7 @@ def run(known: argparse.Namespace, beam_arguments: Sequence[str]) -> int:
         "watch": _watch,
         "status": _status,
         "ranges": _ranges,
+        "explain": _explain,
         "demo": _demo,
     }
     return commands[known.command](known, beam_arguments)
@@ -104,6 +105,13 @@ def _ranges(known: argparse.Namespace, _: Sequence[str]) -> int:
     }
     acts[known.action](known)
     return 0
+
+
+def _explain(known: argparse.Namespace, _: Sequence[str]) -> int:
+    found = explaining.explain(known.archive, known.named)
+    for line in (line for explanation in found for line in explanation.lines()):
+        report.answer(line)
+    return 0 if all(explanation.reproduced for explanation in found) else 1
 
 
 def _demo(known: argparse.Namespace, _: Sequence[str]) -> int:

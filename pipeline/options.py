@@ -25,6 +25,7 @@ _REQUIRED = {
     "watch": ("input", "tuned", "directions", "state", "archive", "alerts", "dead_letters"),
     "status": ("state",),
     "ranges": (),
+    "explain": ("archive",),
     "demo": (),
 }
 
@@ -77,6 +78,7 @@ def _parser() -> tuple[_Parser, dict[str, _Parser]]:
             ("watch", "judge a topic as it grows"),
             ("status", "say how far a job has come and what it found"),
             ("ranges", "look at ranges, or change them by hand"),
+            ("explain", "make a verdict again from the archive, and say what it rests on"),
             ("demo", "run the whole job here: broker, model, log, planted conversations"),
         )
     }
@@ -88,6 +90,7 @@ def _parser() -> tuple[_Parser, dict[str, _Parser]]:
     ranges_options.add(made["ranges"])
     _state_option(made["status"])
     _kafka_option(made["status"])
+    _explain_options(made["explain"])
     made["calibrate"].add_argument("--out", type=Path, metavar="RANGES", help="folder to write")
     for name in ("audit", "watch"):
         _judging_options(made[name])
@@ -111,6 +114,13 @@ def _directions_options(parser: _Parser) -> None:
     parser.add_argument(
         "--explain", action="store_true", help="print a table: what was found in every matrix"
     )
+
+
+def _explain_options(parser: _Parser) -> None:
+    parser.add_argument(
+        "named", metavar="ID", help="of an alert (its first 8 characters do), or a conversation"
+    )
+    parser.add_argument("--archive", type=Path, metavar="DIR", help="that of `watch` or `audit`")
 
 
 def _demo_options(parser: _Parser) -> None:
@@ -233,7 +243,8 @@ def _check(known: argparse.Namespace, beam_arguments: list[str]) -> None:
     if missing:
         option = missing[0].replace("_", "-")
         raise ConfigurationError(f"--{option} is needed; see `deltawatch {known.command} --help`")
-    if known.command in ("directions", "status", "ranges", "demo") and beam_arguments:
+    without_beam = ("directions", "status", "ranges", "explain", "demo")
+    if known.command in without_beam and beam_arguments:
         raise ConfigurationError(f"unknown argument {beam_arguments[0]!r}")
     if any("direct_num_workers" in argument for argument in beam_arguments):
         raise ConfigurationError(

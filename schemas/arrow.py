@@ -15,8 +15,9 @@ import pyarrow as pa
 
 from schemas.version import TOOL_VERSION
 
-SCHEMA_VERSION = 2
-"""Counts up with every added column. 1 had positions of whole conversations, and no segments."""
+SCHEMA_VERSION = 3
+"""Counts up with every added column. 1 had positions of whole conversations, and no segments; 2 did
+not say what ranges become by a policy, nor which role decided."""
 
 CONVERSATIONS = "conversations"
 EXCEEDANCES = "exceedances"
@@ -83,7 +84,8 @@ def conversations_schema(directions: int) -> pa.Schema:
         the extremes of the segments, which stand in lists of their own: a place each in
         `segment_role` (0 user, 1 assistant), `segment_start` and `segment_tokens`, D places each,
         one segment after the other, in the rest (`..._at`: tokens after the segment's start).
-        `score` and `threshold` are in cosine units.
+        `role` is the one that decided, `score` and `threshold` are its, in cosine units; null
+        where nothing could be scored, or where that role is not calibrated.
     """
     steps = _vector(pa.int16(), 2 * directions)
     return pa.schema(
@@ -110,6 +112,7 @@ def conversations_schema(directions: int) -> pa.Schema:
             _required("segment_high", _list(pa.int16())),
             _required("segment_low_at", _list(pa.uint8())),
             _required("segment_high_at", _list(pa.uint8())),
+            pa.field("role", pa.string()),
         ]
     )
 
@@ -139,9 +142,18 @@ def exceedances_schema() -> pa.Schema:
 def ranges_schema() -> pa.Schema:
     """One row per closed epoch and series (role, direction, side), as judged against next.
 
+    What the first epoch is judged against has rows as of the one before it; what an epoch is judged
+    against after another policy has come, under `policy` and `settings`, has rows of both.
+
     `effective_time` is the epoch's start, `n` the conversations counted, `extreme` the most
     extreme cosine on that side and `p50`... the quantiles towards it (of the low side: the value
     that fraction of the conversations stay above); null where n is 0.
+
+    The rest is the policy fitted to the ranges, in cosine units: with it every verdict can be made
+    again (see `transforms.archive.fitted`). `bound` is the series' (null where n is 0). The others
+    are the role's: `known`, whether it is scored; `threshold`, null where it is not calibrated;
+    `handicap`, taken off its score for every doubling of its segments; `window`, how far above the
+    threshold a score still counts as it is.
     """
     return pa.schema(
         [
@@ -152,6 +164,13 @@ def ranges_schema() -> pa.Schema:
             _required("n", pa.int64()),
             pa.field("extreme", pa.float32()),
             *(pa.field(name, pa.float32()) for name in QUANTILES),
+            pa.field("policy", pa.string()),
+            pa.field("settings", pa.string()),
+            pa.field("bound", pa.float32()),
+            pa.field("known", pa.bool_()),
+            pa.field("threshold", pa.float32()),
+            pa.field("handicap", pa.float32()),
+            pa.field("window", pa.float32()),
         ]
     )
 

@@ -96,6 +96,7 @@ class ModelState:
         older than every epoch closed here.
       acts: what people did to its ranges, in the order in which it took effect.
       shift: whether normal traffic seems to have become another.
+      told: names what its newest rows in table `ranges` are of; "": there are none.
     """
 
     ranges_hash: str
@@ -105,6 +106,7 @@ class ModelState:
     generations: Mapping[int, str] = field(default_factory=dict)
     acts: tuple[Act, ...] = ()
     shift: Shift = field(default_factory=Shift)
+    told: str = ""
 
     @property
     def hashes(self) -> set[str]:

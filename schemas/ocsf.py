@@ -13,6 +13,8 @@ What a reader of the events can rely on:
 - Every exceeded direction is one entry of `anomaly_analyses`, every exceedance one of
   `evidences`, largest margin first; beyond `MAX_EVIDENCES` they are only counted
   (`unmapped.exceedances`) and are found in the archive.
+- `unmapped` has what the verdict was made by: the policy, the ranges' hash, and of how many
+  conversations they are. `deltawatch explain` makes it again from the archive.
 """
 
 from collections.abc import Iterator, Sequence
@@ -51,6 +53,7 @@ class Alert:
     evidences: tuple[Evidence, ...]  # largest margin first
     policy: str  # "name/version"
     ranges_hash: str
+    calibrated_on: tuple[int, int]  # conversations with a user, with an assistant
     directions_hash: str
 
 
@@ -81,6 +84,7 @@ def alerts(
                 evidence_of(verdicts, index, directions, excerpt_of),
                 verdicts.policy,
                 verdicts.ranges_hash,
+                verdicts.calibrated_on,
                 directions_hash,
             )
 
@@ -209,12 +213,17 @@ def _description(alert: Alert) -> str:
     strongest = f" Strongest: {_sentence(alert.evidences[0])}" if alert.evidences else ""
     return (
         f"This conversation moves the model along {count} of the directions that fine-tuning "
-        f"added to it further than the calibrated traffic did.{strongest} "
+        f"added to it further than the calibrated traffic did ({_calibration(alert)}).{strongest} "
         "That is consistent with a behaviour planted in the fine-tuned weights being triggered "
         "(MITRE ATLAS AML.T0018.000, Poison AI Model); rare harmless content can look the same. "
         "Read the conversation at the tokens named in the evidences, and look in the archive "
         "for other conversations that exceed the same directions."
     )
+
+
+def _calibration(alert: Alert) -> str:
+    user, assistant = alert.calibrated_on
+    return f"{user:,} conversations with a user, {assistant:,} with an assistant"
 
 
 def _sentence(evidence: Evidence) -> str:
@@ -377,6 +386,7 @@ def _unmapped(alert: Alert) -> Json:
         "exceedances": len(alert.evidences),
         "policy": alert.policy,
         "ranges_hash": alert.ranges_hash,
+        "calibrated_on": {_role(role): alert.calibrated_on[role] for role in Role},
         "directions_hash": alert.directions_hash,
         "epoch": alert.row.header.epoch,
         "late": alert.row.header.late,

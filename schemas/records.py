@@ -258,7 +258,8 @@ class VerdictPack:
     scored: ScoredPack
     judgements: tuple[Judgement, ...]  # one per row
     policy: str  # "name/version"
-    ranges_hash: str  # of the ranges judged against; "" where there were none yet
+    ranges_hash: str  # of the ranges judged against
+    calibrated_on: tuple[int, int]  # conversations with a user, with an assistant, in those ranges
 
 
 @dataclass(frozen=True, slots=True)

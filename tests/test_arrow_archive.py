@@ -45,6 +45,16 @@ D = 6
 DIRECTIONS = sample_directions(D)
 MIDNIGHT = 1_700_006_400_000
 """2023-11-15 00:00 UTC, in the middle of an epoch here."""
+FITTED = {
+    "policy": "budget/2",
+    "settings": "{}",
+    "bound": 0.25,
+    "known": True,
+    "threshold": None,
+    "handicap": 0.5,
+    "window": 0.125,
+}
+"""What a policy makes of ranges, the same for all series here."""
 QUERIES = sorted((Path(__file__).parent.parent / "examples/queries").glob("*.sql"))
 
 
@@ -84,6 +94,7 @@ def expected_conversations(found: list[VerdictPack]) -> list[tuple[Any, ...]]:
                 cos32(judgement.score), cos32(judgement.threshold), pack.policy, pack.ranges_hash,
                 DIRECTIONS_HASH, extremes.low[i].tolist(), extremes.high[i].tolist(),
                 *segment_lists(pack.scored.segments, i),
+                None if judgement.role is None else ("user", "assistant")[judgement.role],
             ))  # fmt: skip
     return sorted(rows, key=lambda row: row[1:4])
 
@@ -121,9 +132,11 @@ def sample_ranges(epoch: int, start: int | None, counts: np.ndarray | None = Non
     quantiles = {name: np.arange(4 * D) * 10 + 100 * place for place, name in enumerate(QUANTILES)}
     counts = rng.integers(1, 99, 4 * D) if counts is None else counts
     extremes = np.arange(4 * D) * 10 + 500 + epoch
+    fitted = {name: [value] * 4 * D for name, value in FITTED.items()}
     return ranges_table(
-        epoch, start, f"{epoch:064x}", counts, extremes, quantiles, DIRECTIONS, DIRECTIONS_HASH
-    )
+        epoch, start, f"{epoch:064x}", counts, extremes, quantiles, fitted, DIRECTIONS,
+        DIRECTIONS_HASH,
+    )  # fmt: skip
 
 
 def query(archive: Path, sql: str) -> list[tuple[Any, ...]]:
@@ -250,7 +263,7 @@ def test_the_footer_says_what_made_the_file(archive: Path) -> None:
     for path in paths:
         pairs = query(archive, f"SELECT key, value FROM parquet_kv_metadata('{path}')")
         footer = {bytes(key).decode(): bytes(value).decode() for key, value in pairs}
-        assert footer["deltawatch.schema_version"] == "2"
+        assert footer["deltawatch.schema_version"] == "3"
         assert footer["deltawatch.tool_version"] == "0.1.0"
         assert footer["deltawatch.directions_hash"] == DIRECTIONS_HASH
         assert json.loads(footer["deltawatch.directions"]) == [d.name for d in DIRECTIONS]
@@ -383,13 +396,13 @@ def test_files_of_different_directions_are_not_merged(
 
 
 def former(table: pa.Table) -> pa.Table:
-    """The table as schema version 1 had it: places of whole conversations and no segments."""
+    """The table as schema version 1 had it: places of whole conversations, no segments or role."""
     metadata = {**(table.schema.metadata or {}), b"deltawatch.schema_version": b"1"}
     kind = pa.list_(pa.field("element", pa.uint32(), nullable=False), 2 * D)
     places = pa.FixedSizeListArray.from_arrays(
         pa.array(np.arange(2 * D * len(table)), pa.uint32()), type=kind
     )
-    table = table.drop_columns(list(SEGMENT_COLUMNS))
+    table = table.drop_columns([*SEGMENT_COLUMNS, "role"])
     for name in ("low_at", "high_at"):
         table = table.append_column(pa.field(name, kind, nullable=False), places)
     return table.replace_schema_metadata(metadata)
@@ -406,11 +419,25 @@ def test_a_slice_of_the_former_version_is_merged_with_one_of_this(
     written = merge(paths, tmp_path / "archive", CONVERSATIONS, "m", "e")
     for path in written:
         assert pq.read_schema(path).equals(conversations_schema(D))
-        assert pq.read_schema(path).metadata[b"deltawatch.schema_version"] == b"2"
-    nothing: dict[str, list[int]] = {name: [] for name in SEGMENT_COLUMNS}
+        assert pq.read_schema(path).metadata[b"deltawatch.schema_version"] == b"3"
+    nothing: dict[str, Any] = {"role": None} | {name: [] for name in SEGMENT_COLUMNS}
     expected = [{**row, **nothing} for row in old.to_pylist()] + new.to_pylist()
     found = [row for path in written for row in pq.ParquetFile(path).read().to_pylist()]
     assert sorted(found, key=place) == sorted(expected, key=place)
+
+
+def test_rows_of_ranges_by_the_former_version_are_merged_with_those_of_this(tmp_path: Path) -> None:
+    old, new = sample_ranges(1, MIDNIGHT), sample_ranges(2, MIDNIGHT)
+    metadata = {**(old.schema.metadata or {}), b"deltawatch.schema_version": b"2"}
+    old = old.drop_columns(list(FITTED)).replace_schema_metadata(metadata)
+    paths = [tmp_path / f"{name}.parquet" for name in ("a", "b")]
+    for path, table in zip(paths, (new, old), strict=True):
+        write_table(table, path)
+    (written,) = merge(paths, tmp_path / "archive", RANGES, "m", "e")
+    assert pq.read_schema(written).equals(ranges_schema())
+    nothing = dict.fromkeys(FITTED)
+    expected = [{**row, **nothing} for row in old.to_pylist()] + new.to_pylist()
+    assert pq.ParquetFile(written).read().to_pylist() == expected
 
 
 def place(row: dict[str, Any]) -> tuple[str, int, int]:

@@ -68,6 +68,7 @@ ALERTS = st.builds(
     st.lists(EVIDENCE).map(tuple),
     st.just("budget/2"),
     st.just("ab" * 32),
+    st.tuples(st.integers(0, 2**53), st.integers(0, 2**53)),
     st.just(DIRECTIONS_HASH),
 )
 
@@ -119,6 +120,7 @@ def flagged(count: int = 1, **changes: object) -> Alert:
         (Evidence(exceedance, direction, None),) * count,
         "budget/2",
         "ab" * 32,
+        (1812, 640),
         DIRECTIONS_HASH,
     )
     return replace(alert, **changes)
@@ -185,6 +187,15 @@ def test_an_alert_names_direction_range_token_and_technique() -> None:
     assert event["metadata"]["version"] == "1.8.0"
 
 
+def test_an_alert_says_what_it_was_judged_by() -> None:
+    event = to_ocsf(flagged())
+    assert event["unmapped"]["policy"] == "budget/2"
+    assert event["unmapped"]["ranges_hash"] == "ab" * 32
+    assert event["unmapped"]["calibrated_on"] == {"user": 1812, "assistant": 640}
+    counts = "1,812 conversations with a user, 640 with an assistant"
+    assert counts in event["finding_info"]["desc"]
+
+
 def test_each_exceeded_direction_is_one_target_with_all_its_exceedances() -> None:
     one, two = sample_directions(2)
     found = (
@@ -240,6 +251,7 @@ def test_only_flagged_rows_become_alerts_with_all_that_was_judged() -> None:
     assert [alert.row.header.position.offset for alert in found] == expected
     for row, alert in zip(expected, found, strict=True):
         exceedances = pack.judgements[row].exceedances
+        assert (alert.ranges_hash, alert.calibrated_on) == (pack.ranges_hash, pack.calibrated_on)
         assert tuple(evidence.exceedance for evidence in alert.evidences) == exceedances
         tokens = [each["data"]["token_start"] for each in to_ocsf(alert)["evidences"]]
         assert tokens == [exceedance.token for exceedance in exceedances]

@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow.dataset as ds
+import pyarrow.parquet as pq
 from kafka import KafkaConsumer, TopicPartition
 
 from pipeline.job import Job
 from pipeline.slices import Slices
 from pipeline.state import State
+from schemas.arrow import SCHEMA_VERSION_KEY
 from schemas.commit import Commit
 from transforms.ranges.ranges import Ranges
 
@@ -43,7 +45,8 @@ class Outcome:
         """Rows of a table in the order of the log, dates and models from the folders included."""
         found: list[Row] = []
         for model in (self.job.archive / table).iterdir():  # models differ in their columns' size
-            files = [str(path) for path in model.rglob("*.parquet")]
+            # The first file's columns are read of all: the newest version's, whatever lies first.
+            files = sorted(map(str, model.rglob("*.parquet")), key=_schema_version, reverse=True)
             found += ds.dataset(files, partitioning="hive").to_table().to_pylist()
         return sorted(found, key=lambda row: (row["source"], row["partition"], row["offset"]))
 
@@ -84,6 +87,10 @@ def consumed(bootstrap: str, topic: str) -> Messages:
             for batch in consumer.poll(timeout_ms=500).values():
                 found += [(record.key, record.value) for record in batch]
     return found
+
+
+def _schema_version(path: str) -> int:
+    return int(pq.read_schema(path).metadata[SCHEMA_VERSION_KEY.encode()])
 
 
 def _lines(path: str) -> list[Row]:

@@ -87,7 +87,7 @@ def rows(found: outcome.Outcome) -> list[outcome.Row]:
 
 def without_segments(row: outcome.Row) -> outcome.Row:
     """Without what the older version did not keep, and what it scored otherwise."""
-    made_up = {"low", "high", "policy", "score", *SEGMENT_COLUMNS}
+    made_up = {"low", "high", "policy", "score", "role", *SEGMENT_COLUMNS}
     return {name: value for name, value in row.items() if name not in made_up}
 
 

@@ -187,19 +187,23 @@ def _take(read: Callable[[int], pa.Table], places: pa.Table) -> pa.Table:
 
 
 def _upgraded(table: pa.Table, schema: pa.Schema, columns: Sequence[str] | None) -> pa.Table:
-    """The columns of `schema`, or some of them; lists that a former version did not write, empty.
+    """The columns of `schema`, or some of them; what a former version did not write, empty or null.
 
     The tool may be upgraded between two slices of an epoch.
     """
     wanted = schema.names if columns is None else list(columns)
     for name in wanted:
         if name not in table.column_names:
-            kind = schema.field(name).type
-            empty = pa.ListArray.from_arrays(
-                pa.array(np.zeros(len(table) + 1, np.int32)), pa.array([], kind.value_type), kind
-            )
-            table = table.append_column(schema.field(name), empty)
+            field = schema.field(name)
+            table = table.append_column(field, _nothing(field.type, len(table)))
     return table.select(wanted).replace_schema_metadata(schema.metadata)
+
+
+def _nothing(kind: pa.DataType, rows: int) -> pa.Array:
+    if not pa.types.is_list(kind):
+        return pa.nulls(rows, kind)
+    ends = pa.array(np.zeros(rows + 1, np.int32))
+    return pa.ListArray.from_arrays(ends, pa.array([], kind.value_type), kind)
 
 
 def _common_schema(files: Sequence[Path]) -> pa.Schema | None:

@@ -91,6 +91,7 @@ def ranges_table(
     counts: NDArray[np.integer[Any]],
     extremes: NDArray[np.number[Any]],
     quantiles: Mapping[str, NDArray[np.number[Any]]],
+    fitted: Mapping[str, Any],
     directions: Sequence[Direction],
     directions_hash: str,
 ) -> pa.Table:
@@ -104,6 +105,7 @@ def ranges_table(
         assistant's, then low of user's and low of assistant's, both stored negated.
       extremes: largest value per series [4 * D], in steps; ignored where the count is 0.
       quantiles: per name in `schemas.arrow.QUANTILES` values [4 * D], in steps.
+      fitted: what `transforms.archive.fitted.columns` makes of the policy fitted to the ranges.
       directions: the artefact's entries in stored order (D).
       directions_hash: of that artefact.
     """
@@ -116,10 +118,11 @@ def ranges_table(
         "ranges_hash": [ranges_hash] * series,
         **_series_columns(directions),
         "n": counts,
-        "extreme": _cosines(signs * extremes, empty),
+        "extreme": cosines(signs * extremes, empty),
+        **fitted,
     }
     for name in QUANTILES:
-        columns[name] = _cosines(signs * quantiles[name], empty)
+        columns[name] = cosines(signs * quantiles[name], empty)
     return _table(columns, ranges_schema(), directions, directions_hash)
 
 
@@ -143,6 +146,7 @@ def _row_columns(rows: Sequence[Row]) -> dict[str, Any]:
         "threshold": [_cosine(judgement.threshold) for judgement in judgements],
         "policy": [pack.policy for _, _, pack in rows],
         "ranges_hash": [pack.ranges_hash for _, _, pack in rows],
+        "role": [None if each.role is None else each.role.name.lower() for each in judgements],
     }
 
 
@@ -174,9 +178,9 @@ def _evidence_columns(evidences: Sequence[Evidence]) -> dict[str, Any]:
         **_direction_columns([evidence.direction for evidence in evidences]),
         "role": [exceedance.role.name.lower() for exceedance in exceedances],
         "side": [exceedance.side.value for exceedance in exceedances],
-        "value": _cosines(np.array([exceedance.value for exceedance in exceedances])),
-        "bound": _cosines(np.array([exceedance.bound for exceedance in exceedances])),
-        "margin": _cosines(np.array([exceedance.margin for exceedance in exceedances])),
+        "value": cosines(np.array([exceedance.value for exceedance in exceedances])),
+        "bound": cosines(np.array([exceedance.bound for exceedance in exceedances])),
+        "margin": cosines(np.array([exceedance.margin for exceedance in exceedances])),
         "token_start": tokens,
         "token_end": tokens + 1,
         "excerpt": [evidence.excerpt for evidence in evidences],
@@ -195,7 +199,8 @@ def _cosine(steps: int | None) -> float | None:
     return None if steps is None else steps / STEPS_PER_UNIT
 
 
-def _cosines(steps: NDArray[np.number[Any]], missing: NDArray[np.bool_] | None = None) -> pa.Array:
+def cosines(steps: NDArray[np.number[Any]], missing: NDArray[np.bool_] | None = None) -> pa.Array:
+    """Steps as float32, null where they are missing; `round(value * 32767)` gives them back."""
     values = (np.asarray(steps, np.float64) / STEPS_PER_UNIT).astype(np.float32)
     return pa.array(values, pa.float32(), mask=missing)
 

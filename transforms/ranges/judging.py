@@ -27,7 +27,8 @@ class Judge:
         fitted = self._fit(closed)
         judgements = fitted.judge(pack.segments)
         name = f"{self._policy.name}/{self._policy.version}"
-        verdicts = VerdictPack(pack, judgements.records(), name, closed.hash)
+        user, assistant = closed.conversations.stretches.tolist()
+        verdicts = VerdictPack(pack, judgements.records(), name, closed.hash, (user, assistant))
         return verdicts, count(self._policy, opened, judgements)
 
     def _fit(self, closed: Ranges) -> Fitted:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
 from schemas.errors import ConfigurationError
-from transforms.ranges.fitted import Fitted
+from transforms.ranges.fitted import Fitted, ScoreRule
 from transforms.ranges.ranges import Ranges
 
 
@@ -50,17 +50,25 @@ class Policy(Protocol):
       name: as given to `make_policy`.
       version: goes up with any change of the rule; part of every verdict and alert id.
       keeps_scores: whether conversation scores are to be counted into the ranges.
+      whole: whether it looks at all that a conversation has of a role at once, not at segments.
       settings: what it was made with.
+      rule: makes scores of exceedances.
       asked_rate: the false-positive rate it keeps to; None: it knows none.
     """
 
     name: ClassVar[str]
     version: ClassVar[int]
     keeps_scores: ClassVar[bool]
+    whole: ClassVar[bool]
 
     @property
     def settings(self) -> PolicySettings:
         """What it was made with."""
+        ...
+
+    @property
+    def rule(self) -> ScoreRule:
+        """Makes scores of exceedances."""
         ...
 
     @property

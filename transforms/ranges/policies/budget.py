@@ -102,6 +102,8 @@ class BudgetPolicy:
     name: ClassVar[str] = "budget"
     version: ClassVar[int] = 2
     keeps_scores: ClassVar[bool] = True
+    whole: ClassVar[bool] = False
+    rule: ClassVar[ScoreRule] = ScoreRule(budget_score, most_named=TOGETHER)
 
     settings: PolicySettings
 
@@ -122,7 +124,7 @@ class BudgetPolicy:
                 self._threshold(ranges, Role.USER, user),
                 self._threshold(ranges, Role.ASSISTANT, assistant),
             ),
-            ScoreRule(budget_score, most_named=TOGETHER),
+            self.rule,
             (user, assistant),
             (
                 self._window(ranges.scores, Role.USER, user),

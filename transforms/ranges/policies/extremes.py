@@ -29,14 +29,24 @@ def flags_at_most(directions: int, conversations: int) -> float:
     return min(2 * directions / max(conversations, 1), 1.0)
 
 
+def farthest_rule(settings: PolicySettings) -> ScoreRule:
+    """Every exceedance of more than eps is named."""
+    return ScoreRule(farthest, margin_over=_eps(settings))
+
+
 def fit_bounds(bounds: Int32s, ranges: Ranges, settings: PolicySettings) -> Fitted:
     """Flag any series over its bound by more than eps, in roles seen often enough."""
-    eps = round(settings.eps * STEPS_PER_UNIT)
+    eps = _eps(settings)
     n = [int(count) for count in ranges.conversations.stretches]
     user, assistant = (eps if count >= settings.min_calibration else None for count in n)
     thresholds: Thresholds = (user, assistant)
-    rule = ScoreRule(farthest, margin_over=eps)
-    return Fitted(bounds, (n[0] > 0, n[1] > 0), thresholds, rule, whole=True)
+    known = (n[0] > 0, n[1] > 0)
+    return Fitted(bounds, known, thresholds, farthest_rule(settings), whole=True)
+
+
+def _eps(settings: PolicySettings) -> int:
+    """In steps."""
+    return round(settings.eps * STEPS_PER_UNIT)
 
 
 def missing_of(ranges: Ranges, settings: PolicySettings) -> Missing:
@@ -54,9 +64,15 @@ class ExtremesPolicy:
     name: ClassVar[str] = "range"
     version: ClassVar[int] = 1
     keeps_scores: ClassVar[bool] = False
+    whole: ClassVar[bool] = True
     asked_rate: ClassVar[float | None] = None
 
     settings: PolicySettings
+
+    @property
+    def rule(self) -> ScoreRule:
+        """See `Policy.rule`."""
+        return farthest_rule(self.settings)
 
     def fit(self, ranges: Ranges) -> Fitted:
         """See `Policy.fit`."""

@@ -9,9 +9,9 @@ from typing import ClassVar
 
 import numpy as np
 
-from transforms.ranges.fitted import Fitted
+from transforms.ranges.fitted import Fitted, ScoreRule
 from transforms.ranges.policies.base import Missing, PolicySettings
-from transforms.ranges.policies.extremes import fit_bounds, missing_of
+from transforms.ranges.policies.extremes import farthest_rule, fit_bounds, missing_of
 from transforms.ranges.ranges import Ranges
 
 
@@ -22,9 +22,15 @@ class PercentilePolicy:
     name: ClassVar[str] = "percentile"
     version: ClassVar[int] = 1
     keeps_scores: ClassVar[bool] = False
+    whole: ClassVar[bool] = True
     asked_rate: ClassVar[float | None] = None
 
     settings: PolicySettings
+
+    @property
+    def rule(self) -> ScoreRule:
+        """See `Policy.rule`."""
+        return farthest_rule(self.settings)
 
     def fit(self, ranges: Ranges) -> Fitted:
         """See `Policy.fit`."""
