@@ -5,19 +5,25 @@ is bounded by 2t/n for t directions and n conversations, so it needs large calib
 """
 
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar
 
 import numpy as np
 
-from schemas.records import STEPS_PER_UNIT, Int32s
-from transforms.ranges.fitted import Fitted, Integers, ScoreRule, Thresholds
+from schemas.records import STEPS_PER_UNIT, Int32s, UInt8s
+from transforms.ranges.fitted import Bools, Fitted, Integers, ScoreRule, Thresholds
 from transforms.ranges.policies.base import PolicySettings
 from transforms.ranges.ranges import Ranges
 
 
-def farthest(excess: Int32s) -> Integers:
+def farthest(excess: Int32s, _places: UInt8s) -> Integers:
     """Score of a stretch: its largest exceedance. Shapes as `ScoreRule.score`."""
     return excess.max(axis=1)
+
+
+def beyond(eps: int, excess: Int32s, _places: UInt8s) -> Bools:
+    """Which exceedances are of more than eps steps. Shapes as `ScoreRule.explains`."""
+    return excess > eps
 
 
 def fit_bounds(bounds: Int32s, ranges: Ranges, settings: PolicySettings) -> Fitted:
@@ -26,7 +32,7 @@ def fit_bounds(bounds: Int32s, ranges: Ranges, settings: PolicySettings) -> Fitt
     n = [int(count) for count in ranges.conversations.stretches]
     user, assistant = (eps if count >= settings.min_calibration else None for count in n)
     thresholds: Thresholds = (user, assistant)
-    rule = ScoreRule(farthest, margin_over=eps)
+    rule = ScoreRule(farthest, partial(beyond, eps))
     return Fitted(bounds, (n[0] > 0, n[1] > 0), thresholds, rule, whole=True)
 
 
