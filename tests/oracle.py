@@ -376,7 +376,7 @@ def _window(rules: Rules, memory: Memory, role: Role, handicap: int) -> int:
 
 
 def _handicap(scores: Sequence[Score]) -> int:
-    """Steps per doubling: the line through the tails of the lengths, in whole bins."""
+    """Steps per doubling: half the slope of the line through the lengths' tails, in 8 bins."""
     by_length: dict[int, list[int]] = {}
     for each in scores:
         if each.held is None:
@@ -394,7 +394,7 @@ def _handicap(scores: Sequence[Score]) -> int:
     sxx = sum(w * x * x for x, _, w in points)
     sxy = sum(w * x * y for x, y, w in points)
     slope = Fraction(n * sxy - sx * sy, n * sxx - sx * sx)
-    return max(round(slope / 8), 0) * 8 * SCORE_BIN
+    return max(round(slope / 2 / 8), 0) * 8 * SCORE_BIN
 
 
 def _doublings(count: int) -> int:

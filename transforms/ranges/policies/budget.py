@@ -33,7 +33,11 @@ SETTLED: Final = 100
 """Conversations of a role that its bounds need: what exceeds the bounds of fewer says little."""
 
 TAIL: Final = Fraction(3, 4)
-"""Handicaps make this quantile of the scores the same for all lengths."""
+"""Handicaps go by this quantile of the scores of a length."""
+
+OF_LENGTH: Final = Fraction(1, 2)
+"""How much of the difference between lengths is taken for what length does: long conversations are
+about other things than short ones, too."""
 
 ENOUGH: Final = 20
 """Scores of a length that have a say in the handicap."""
@@ -77,8 +81,9 @@ def _near(excess: Int32s, places: UInt8s) -> NDArray[np.int64]:
 def handicap_of(tally: Tally) -> int:
     """How much scores grow with each doubling of the number of segments, in bins, at least 0.
 
-    The slope of the line through the lengths' TAIL quantiles (least squares, weighted by how many
-    scores a length has). In whole numbers up to the last step, so that it is the same everywhere.
+    OF_LENGTH times the slope of the line through the lengths' TAIL quantiles (least squares,
+    weighted by how many scores a length has). In whole numbers up to the last step, so that it is
+    the same everywhere.
     """
     tails = []
     for length in range(LENGTHS):
@@ -92,7 +97,7 @@ def handicap_of(tally: Tally) -> int:
     middle = Fraction(sum(n * length for n, length, _ in tails), weight)
     spread = sum(n * (length - middle) ** 2 for n, length, _ in tails)
     together = sum(n * (length - middle) * tail for n, length, tail in tails)
-    return max(GRAIN * round(Fraction(together, GRAIN * spread)), 0)
+    return max(GRAIN * round(OF_LENGTH * Fraction(together, GRAIN * spread)), 0)
 
 
 def window_of(tally: Tally, held: int, expected: Fraction) -> int:
