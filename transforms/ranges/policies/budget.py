@@ -3,11 +3,11 @@
 A planted behaviour moves dozens of directions of one role a little within a few tokens, other text
 moves them here and there. So a segment's score is the sum of its series' exceedances over their
 99th percentiles (cosine units) that stand within NEAR tokens, where that sum is largest. A role's
-score is that of its highest segment. More segments have more chances, so a
-handicap for each doubling of their number is taken off; it is learnt from the scores of earlier
-conversations. The threshold of a role is the conformal quantile of these, so the asked rate is
-kept whatever the scores' distribution; each role gets half of it. That takes 2 / rate - 1
-conversations, 1 / rate - 1 of them with the role.
+score is that of its highest segment. More segments have more chances, so a handicap for each
+doubling of their number is taken off; it is learnt from the scores of earlier conversations. The
+threshold of a role is the conformal quantile of these, so the asked rate is kept whatever the
+scores' distribution; each role gets half of it. That takes 2 / rate - 1 conversations, 1 / rate - 1
+of them with the role.
 """
 
 from dataclasses import dataclass
@@ -69,7 +69,7 @@ def in_score(excess: Int32s, places: UInt8s) -> Bools:
 
 
 def _near(excess: Int32s, places: UInt8s) -> NDArray[np.int64]:
-    """Sums of exceedances within NEAR tokens, int64 [S, halves of a segment - 1]."""
+    """Sums of exceedances from each multiple of _HALF tokens on, int64 [S, _HALVES - 1]."""
     segment, series = np.nonzero(excess > 0)
     half = segment * _HALVES + places[segment, series] // _HALF
     # As floats, which hold sums below 2^53 exactly.
