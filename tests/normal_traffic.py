@@ -26,12 +26,12 @@ def traffic(n: int, seed: int, directions: int = DIRECTIONS) -> Segments:
         n,
         row.astype(np.int32),
         role.astype(np.int8),
-        ((np.arange(len(row)) - first[row]) * 20).astype(np.uint32),
-        np.full(len(row), 20, np.uint8),
+        ((np.arange(len(row)) - first[row]) * 64).astype(np.uint32),
+        np.full(len(row), 64, np.uint8),
         np.rint(low).astype(np.int16),
         np.rint(high).astype(np.int16),
-        rng.integers(0, 20, shape).astype(np.uint8),
-        rng.integers(0, 20, shape).astype(np.uint8),
+        rng.integers(0, 64, shape).astype(np.uint8),
+        rng.integers(0, 64, shape).astype(np.uint8),
     )
 
 

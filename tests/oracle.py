@@ -125,8 +125,12 @@ class Memory:
             self.conversations[name] += [max(values)] if values else []
 
 
-Stretch = dict[tuple[int, Side], tuple[int, int]]
-"""Value and position of every direction and side."""
+@dataclass(frozen=True)
+class Stretch:
+    """Where it starts, and value and position of every direction and side."""
+
+    start: int
+    extremes: Mapping[tuple[int, Side], tuple[int, int]]
 
 
 class Judge:
@@ -189,16 +193,19 @@ class Judge:
         """Of a role: every segment, or all of them as one."""
         keys = [(number, side) for number in range(self.directions) for side in Side]
         apart = [
-            {key: each.extreme(*key) for key in keys} for each in segments if each.role is role
+            Stretch(each.start, {key: each.extreme(*key) for key in keys})
+            for each in segments
+            if each.role is role
         ]
         if self.rules.policy == "budget" or not apart:
             return apart
-        return [{key: max((each[key] for each in apart), key=_value) for key in keys}]
+        largest = {key: max((each.extremes[key] for each in apart), key=_value) for key in keys}
+        return [Stretch(apart[0].start, largest)]
 
     def outside(self, role: Role, stretch: Stretch) -> list[Exceedance]:
         """All series of a role as if outside, with margins that may be negative."""
         found = []
-        for (direction, side), (value, token) in stretch.items():
+        for (direction, side), (value, token) in stretch.extremes.items():
             bound = self.bounds[role, direction, side]
             sign = 1 if side is Side.HIGH else -1
             found.append(
@@ -208,17 +215,24 @@ class Judge:
 
     def score(self, role: Role, stretch: Stretch) -> int:
         """A stretch's score."""
-        outside = self.outside(role, stretch)
-        margins = sorted((item.margin for item in outside), reverse=True)
         if self.rules.policy != "budget":
-            return margins[0]
-        return margins[0] + sum(margin for margin in margins[:10] if margin > 0) // 2
+            return max(item.margin for item in self.outside(role, stretch))
+        return sum(item.margin for item in self.near(role, stretch))
+
+    def near(self, role: Role, stretch: Stretch) -> list[Exceedance]:
+        """Exceedances that stand in those 16 tokens of a segment where they are most in sum."""
+        over = [item for item in self.outside(role, stretch) if item.margin > 0]
+        windows = [
+            [item for item in over if begin <= item.token - stretch.start < begin + 16]
+            for begin in range(0, 49, 8)
+        ]
+        return max(windows, key=lambda window: sum(item.margin for item in window))
 
     def _named(self, role: Role, segments: Sequence[Segment]) -> list[Exceedance]:
         highest = max(self.stretches(role, segments), key=lambda each: self.score(role, each))
         outside = self.outside(role, highest)
         if self.rules.policy == "budget":
-            return _sorted([item for item in outside if item.margin > 0])[:10]
+            return _sorted(self.near(role, highest))[:10]
         return [item for item in outside if item.margin > self.rules.eps]
 
     def _answer(
@@ -362,7 +376,7 @@ def _window(rules: Rules, memory: Memory, role: Role, handicap: int) -> int:
 
 
 def _handicap(scores: Sequence[Score]) -> int:
-    """Steps per doubling: the line through the tails of the lengths, in whole bins."""
+    """Steps per doubling: half the slope of the line through the lengths' tails, in 8 bins."""
     by_length: dict[int, list[int]] = {}
     for each in scores:
         if each.held is None:
@@ -380,7 +394,7 @@ def _handicap(scores: Sequence[Score]) -> int:
     sxx = sum(w * x * x for x, _, w in points)
     sxy = sum(w * x * y for x, y, w in points)
     slope = Fraction(n * sxy - sx * sy, n * sxx - sx * sx)
-    return max(round(slope / 8), 0) * 8 * SCORE_BIN
+    return max(round(slope / 2 / 8), 0) * 8 * SCORE_BIN
 
 
 def _doublings(count: int) -> int:

@@ -75,7 +75,7 @@ def test_conversations_counted_before_segments_were_are_not_taken_for_bounds() -
 
 
 def triggered(n: int, seed: int, by: int) -> Segments:
-    """Conversations in whose last segments the assistant's directions are all raised a little."""
+    """Conversations in whose last segments the assistant is raised a little, at one place."""
     segments = traffic(n, seed)
     last = np.append(segments.row[1:] != segments.row[:-1], True)
     chosen = last & (segments.role == Role.ASSISTANT)
@@ -83,21 +83,27 @@ def triggered(n: int, seed: int, by: int) -> Segments:
         raised = segments.high[:, direction].astype(np.int64) + by
         values = np.where(chosen, raised, segments.high[:, direction])
         segments = moved(segments, chosen, direction, values[chosen])
+    segments = replace(segments, high_at=np.where(chosen[:, None], np.uint8(30), segments.high_at))
     return segments.take(np.unique(segments.row[chosen]))
 
 
 @pytest.mark.parametrize("share", [0.1, 0.02])
 def test_a_flood_from_day_10_is_still_flagged_on_day_30(share: float) -> None:
     def epoch(day: int) -> Segments:
-        normal = traffic(DAY, seed=5000 + day)
         attack = triggered(round(DAY * share * 1.3), seed=7000 + day, by=4000)
-        return normal if day < 10 else Segments.joined([normal, attack])
+        return normal(day) if day < 10 else Segments.joined([normal(day), attack])
 
-    days = list(judged(calibrated(), 31, epoch))
+    def normal(day: int) -> Segments:
+        return traffic(DAY, seed=5000 + day)
+
+    days, calm = (list(judged(calibrated(), 31, each)) for each in (epoch, normal))
     found = [day.flagged[DAY:].mean() for day in days[10:]]
     assert found[0] > 0.95, "as it is when it begins"
     assert np.mean(found[-5:]) > 0.9
-    assert np.mean([day.flagged[:DAY].mean() for day in days[10:]]) <= 0.013
+    false, without = (
+        np.mean([day.flagged[:DAY].mean() for day in each[10:]]) for each in (days, calm)
+    )
+    assert abs(false - without) <= 0.003
 
 
 def test_what_a_frog_in_warming_water_gains_is_bounded() -> None:

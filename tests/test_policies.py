@@ -161,6 +161,27 @@ def test_budget_needs_as_many_conversations_as_the_rate_says(rate: float, needed
         assert [threshold is not None for threshold in thresholds] == [known, known]
 
 
+@pytest.mark.parametrize(
+    ("places", "score", "named"),
+    [
+        ([0, 15, 40], 500, {0, 1}),
+        ([0, 16, 40], 400, {2}),
+        ([7, 16, 23], 600, {1, 2}),
+        ([8, 16, 23], 900, {0, 1, 2}),
+        ([48, 55, 63], 900, {0, 1, 2}),
+    ],
+)
+def test_exceedances_count_together_where_they_stand_within_16_tokens(
+    places: list[int], score: int, named: set[int]
+) -> None:
+    """From any multiple of 8 on; a value below its bound takes nothing off."""
+    excess = np.array([300, 200, 400, -900, 0], np.int32)
+    at = np.array([*places, places[0], places[0]], np.uint8)
+    rule = make_policy("budget", SETTINGS).fit(EMPTY).rule
+    assert rule.score(excess[None], at[None]).tolist() == [score]
+    assert set(np.flatnonzero(rule.explains(excess, at)).tolist()) == named
+
+
 @pytest.mark.parametrize("name", POLICY_NAMES)
 def test_flagged_conversations_do_not_widen_series(name: str) -> None:
     segments = traffic(200, seed=2)
@@ -177,18 +198,18 @@ def test_flagged_conversations_do_not_widen_series(name: str) -> None:
     assert (sum(counted.scores.n) > 0) == (name == "budget")
 
 
-def test_a_flood_of_flagged_conversations_lifts_no_threshold() -> None:
-    """Nor handicaps: thresholds are about what they would be without it."""
-    policy, calm, flooded = make_policy("budget", SETTINGS), calibrated(), calibrated()
+def test_a_flood_of_flagged_conversations_hardly_lifts_thresholds() -> None:
+    """Nor handicaps, and only at first; half of all traffic is of the flood."""
+    policy, before = make_policy("budget", SETTINGS), calibrated()
+    flooded = before
     for epoch in range(8):
         quiet, flood = traffic(100, seed=30 + epoch), traffic(100, seed=60 + epoch)
         flood = moved(flood, np.ones(len(flood.row), np.bool_), 0, 25_000)
         both = policy.fit(flooded).judge(Segments.joined([quiet, flood]))
         assert both.flagged[100:][np.unique(flood.row)].all()
         flooded = close(flooded, count(policy, EMPTY, both))
-        calm = close(calm, count(policy, EMPTY, policy.fit(calm).judge(quiet)))
     for role in Role:
-        assert limits(policy.fit(flooded), role) <= 1.2 * limits(policy.fit(calm), role)
+        assert limits(policy.fit(flooded), role) <= 1.25 * limits(policy.fit(before), role)
 
 
 def limits(fitted: Fitted, role: Role) -> float:

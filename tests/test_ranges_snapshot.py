@@ -152,7 +152,7 @@ def test_snapshot_reads_back_with_its_story(tmp_path: Path) -> None:
     manifest = json.loads((folder / "ranges.json").read_text())
     assert manifest["conversations"] == {"user": 60, "assistant": 50}
     assert manifest["scores"] == {"user": 60, "assistant": 50}
-    assert manifest["score_rule"] == "budget/2"
+    assert manifest["score_rule"] == "budget/3"
     assert manifest["format"] == 3
     assert manifest["directions"] == 2
     assert manifest["sha256"] == sha256_file(folder / "ranges.safetensors")
@@ -174,7 +174,7 @@ def test_damaged_tensors_are_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("format", 2), ("format", 4), ("score_rule", "budget/1")]
+    ("name", "value"), [("format", 2), ("format", 4), ("score_rule", "budget/2")]
 )
 def test_other_versions_are_refused(tmp_path: Path, name: str, value: object) -> None:
     save_snapshot(some_ranges(), tmp_path, {})

@@ -123,7 +123,7 @@ def slope(scored: Scored) -> float:
     ),
     st.integers(0, 2**32 - 1),
 )
-def test_the_handicap_is_the_slope_of_the_tails(
+def test_the_handicap_is_half_the_slope_of_the_tails(
     lengths: dict[int, tuple[int, int, int]], seed: int
 ) -> None:
     rng = np.random.default_rng(seed)
@@ -134,7 +134,7 @@ def test_the_handicap_is_the_slope_of_the_tails(
     ]
     handicap = handicap_of(tally_of(scored))
     assert handicap % GRAIN == 0
-    assert abs(handicap - max(slope(scored), 0.0)) <= GRAIN / 2 + 1e-6
+    assert abs(handicap - max(slope(scored) / 2, 0.0)) <= GRAIN / 2 + 1e-6
 
 
 ABOVE = int(40 * (1 - TAIL))
@@ -151,14 +151,14 @@ def at(length: int, n: int, grains: int) -> Scored:
     [
         ([], 0),
         (at(3, 500, 70), 0),
-        (at(0, 20, 100) + at(1, 20, 110), 10),
-        (at(2, 20, 100) + at(6, 20, 130), 8),  # 7.5, to the even neighbour
+        (at(0, 20, 100) + at(1, 20, 110), 5),
+        (at(2, 20, 100) + at(6, 20, 160), 8),  # 7.5, to the even neighbour
         (at(0, 20, 100) + at(1, 20, 90), 0),
         # The middle is 1.25, the slope (20 * -0.25 * 10 + 40 * 0.75 * 40) / 55 = 20.9.
-        (at(0, 20, 0) + at(1, 20, 10) + at(2, 40, 40), 21),
+        (at(0, 20, 0) + at(1, 20, 10) + at(2, 40, 40), 10),
         # What lies above the tail does not matter, however far.
-        (at(0, 40 - ABOVE, 50) + at(0, ABOVE, 9999) + at(1, 40, 57), 7),
-        (at(0, 39 - ABOVE, 50) + at(0, 1 + ABOVE, 80) + at(1, 40, 87), 7),
+        (at(0, 40 - ABOVE, 50) + at(0, ABOVE, 9999) + at(1, 40, 64), 7),
+        (at(0, 39 - ABOVE, 50) + at(0, 1 + ABOVE, 80) + at(1, 40, 94), 7),
     ],
 )
 def test_handicaps_worked_out_by_hand(scored: Scored, grains: int) -> None:
@@ -168,12 +168,12 @@ def test_handicaps_worked_out_by_hand(scored: Scored, grains: int) -> None:
 def test_rare_lengths_have_no_say() -> None:
     assert ENOUGH == 20
     often = at(0, 50, 0) + at(1, 50, 10)
-    assert handicap_of(tally_of(often + at(5, 19, 9000))) == 10 * GRAIN
-    assert handicap_of(tally_of(often + at(5, 20, 9000))) > 1000 * GRAIN
+    assert handicap_of(tally_of(often + at(5, 19, 9000))) == 5 * GRAIN
+    assert handicap_of(tally_of(often + at(5, 20, 9000))) > 500 * GRAIN
     assert handicap_of(tally_of(at(0, 19, 0) + at(1, 19, 10))) == 0
 
 
-def test_a_handicap_makes_the_tails_of_all_lengths_alike() -> None:
+def test_a_handicap_brings_the_tails_of_lengths_half_way_together() -> None:
     rng = np.random.default_rng(0)
     scored = [
         (int(rng.gumbel(2000 + 800 * length, 200)), length)
@@ -182,13 +182,13 @@ def test_a_handicap_makes_the_tails_of_all_lengths_alike() -> None:
     ]
     handicap = handicap_of(tally_of(scored))
     coarse = GRAIN * BIN_WIDTH / 2
-    assert abs(handicap * BIN_WIDTH - 800) <= 20 + coarse
+    assert abs(handicap * BIN_WIDTH - 400) <= 10 + coarse
     lowered = [(score - handicap * BIN_WIDTH * length, length) for score, length in scored]
     tails = [
         np.quantile([score for score, of in lowered if of == length], float(TAIL))
         for length in range(8)
     ]
-    assert np.ptp(tails) < 150 + 7 * coarse
+    assert abs(tails[7] - tails[0] - 7 * 400) < 150 + 7 * coarse
 
 
 # --- thresholds ---------------------------------------------------------------------------------

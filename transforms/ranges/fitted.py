@@ -23,6 +23,7 @@ from schemas.records import (
     Segments,
     Side,
     Status,
+    UInt8s,
 )
 from transforms.ranges.scores import BIN_WIDTH, length_of
 from transforms.ranges.series import PER_DIRECTION, Series, Stretches, series_at, series_of_role
@@ -41,13 +42,15 @@ class ScoreRule:
     """How the exceedances of a stretch become its score, and which of them explain it.
 
     Attributes:
-      score: from exceedances int32 [S, 2D] (value minus bound, steps) to scores [S] in steps.
-      margin_over: an exceedance is named in a judgement when it is larger than this.
-      most_named: at most so many are named per role; None: all.
+      score: from exceedances int32 [S, 2D] (value minus bound, steps) and the tokens after the
+        stretch's start where the values stand, uint8 [S, 2D] (0 in whole ones), to scores [S] in
+        steps.
+      explains: which exceedances of one stretch its score comes from, bool [2D]; likewise, of [2D].
+      most_named: at most so many of these are named per role; None: all.
     """
 
-    score: Callable[[Int32s], Integers]
-    margin_over: int = 0
+    score: Callable[[Int32s, UInt8s], Integers]
+    explains: Callable[[Int32s, UInt8s], Bools]
     most_named: int | None = None
 
 
@@ -77,20 +80,26 @@ class Fitted:
         """Judge conversations, given by their segments."""
         stretches = Stretches.of(segments)
         judged = stretches.whole() if self.whole else stretches
-        scores = np.concatenate([np.empty(0, np.int32), *self._scores(judged)])
-        return Judgements(self, segments, stretches, judged, scores)
+        places = self._places(segments, judged)
+        scores = np.concatenate([np.empty(0, np.int32), *self._scores(judged, places)])
+        return Judgements(self, segments, stretches, judged, places, scores)
 
     def bounds_of(self, role: Role) -> Int32s:
         """Bounds of a role's series, int32 [2D], in the order of `series_of_role`."""
         return self.bounds[series_of_role(role, len(self.bounds) // PER_DIRECTION)]
 
-    def _scores(self, stretches: Stretches) -> Iterator[Int32s]:
+    def _places(self, segments: Segments, judged: Stretches) -> UInt8s:
+        if self.whole:
+            return np.broadcast_to(np.uint8(0), judged.values.shape)
+        return np.concatenate([segments.high_at, segments.low_at], axis=1)
+
+    def _scores(self, stretches: Stretches, places: UInt8s) -> Iterator[Int32s]:
         """Scores of all stretches in their order, in parts."""
         bounds = np.stack([self.bounds_of(role) for role in Role])
         for start in range(0, len(stretches.row), _AT_ONCE):
             part = slice(start, start + _AT_ONCE)
             excess = np.subtract(stretches.values[part], bounds[stretches.role[part]])
-            yield self.rule.score(excess).astype(np.int32)
+            yield self.rule.score(excess, places[part]).astype(np.int32)
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,6 +111,8 @@ class Judgements:
       segments: of the conversations.
       stretches: one for each segment.
       judged: those that were judged: the same, or whole ones.
+      places: tokens after a judged segment's start where its values stand, uint8 [S, 2D]; 0 in
+        whole ones.
       scores: of the judged, int32 [S] in steps.
     """
 
@@ -109,6 +120,7 @@ class Judgements:
     segments: Segments
     stretches: Stretches
     judged: Stretches
+    places: UInt8s
     scores: Int32s
 
     @property
@@ -214,7 +226,7 @@ class Judgements:
         stretch = int(mine[self.scores[mine].argmax()])
         values, bounds = self.judged.values[stretch], self.fitted.bounds_of(role)
         excess = values - bounds
-        outside = np.flatnonzero(excess > self.fitted.rule.margin_over)
+        outside = np.flatnonzero(self.fitted.rule.explains(excess, self.places[stretch]))
         largest_first = outside[np.argsort(-excess[outside], kind="stable")]
         series = series_of_role(role, len(self.fitted.bounds) // PER_DIRECTION)
         for column in largest_first[: self.fitted.rule.most_named].tolist():

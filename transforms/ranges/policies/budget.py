@@ -1,16 +1,13 @@
 """`budget`: flag the conversations whose exceedances, taken together, are too much at a given rate.
 
-A planted behaviour moves a dozen directions of one role a little at one place, so a segment's
-score is
-
-    largest + sum of the ten largest / 2
-
-over the exceedances of its series over their 99th percentiles (cosine units; only positive ones
-are summed). A role's score is that of its highest segment. More segments have more chances, so a
-handicap for each doubling of their number is taken off; it is learnt from the scores of earlier
-conversations. The threshold of a role is the conformal quantile of these, so the asked rate is
-kept whatever the scores' distribution; each role gets half of it. That takes 2 / rate - 1
-conversations, 1 / rate - 1 of them with the role.
+A planted behaviour moves dozens of directions of one role a little within a few tokens, other text
+moves them here and there. So a segment's score is the sum of its series' exceedances over their
+99th percentiles (cosine units) that stand within NEAR tokens, where that sum is largest. A role's
+score is that of its highest segment. More segments have more chances, so a handicap for each
+doubling of their number is taken off; it is learnt from the scores of earlier conversations. The
+threshold of a role is the conformal quantile of these, so the asked rate is kept whatever the
+scores' distribution; each role gets half of it. That takes 2 / rate - 1 conversations, 1 / rate - 1
+of them with the role.
 """
 
 from dataclasses import dataclass
@@ -19,20 +16,28 @@ from math import ceil, log
 from typing import ClassVar, Final
 
 import numpy as np
+from numpy.typing import NDArray
 
-from schemas.records import Int32s, Role
-from transforms.ranges.fitted import Fitted, Integers, ScoreRule
+from schemas.records import SEGMENT_TOKENS, Int32s, Role, UInt8s
+from transforms.ranges.fitted import Bools, Fitted, Integers, ScoreRule
 from transforms.ranges.policies.base import Missing, PolicySettings
 from transforms.ranges.ranges import Ranges
 from transforms.ranges.scores import LENGTHS, ScoreCounts, Tally
 
 BOUND_QUANTILE: Final = 0.99
-TOGETHER: Final = 10
+NEAR: Final = 16
+"""Tokens within which exceedances are added up, from any multiple of half as many."""
+
+MOST_NAMED: Final = 10
 SETTLED: Final = 100
 """Conversations of a role that its bounds need: what exceeds the bounds of fewer says little."""
 
 TAIL: Final = Fraction(3, 4)
-"""Handicaps make this quantile of the scores the same for all lengths."""
+"""Handicaps go by this quantile of the scores of a length."""
+
+OF_LENGTH: Final = Fraction(1, 2)
+"""How much of the difference between lengths is taken for what length does: long conversations are
+about other things than short ones, too."""
 
 ENOUGH: Final = 20
 """Scores of a length that have a say in the handicap."""
@@ -47,20 +52,38 @@ DEVIATIONS: Final = 3
 GRAIN: Final = 8
 """Handicaps are multiples of so many bins (0.002 in cosine), so that chance hardly moves them."""
 
+_HALF: Final = NEAR // 2
+_HALVES: Final = SEGMENT_TOKENS // _HALF
 
-def budget_score(excess: Int32s) -> Integers:
+
+def budget_score(excess: Int32s, places: UInt8s) -> Integers:
     """Score of a segment by the module's rule. Shapes as `ScoreRule.score`."""
-    together = min(TOGETHER, excess.shape[1])
-    largest = np.partition(excess, -together, axis=1)[:, -together:]
-    positive = np.maximum(largest, 0).sum(axis=1, dtype=np.int64)
-    return largest.max(axis=1) + positive // 2
+    return _near(excess, places).max(axis=1)
+
+
+def in_score(excess: Int32s, places: UInt8s) -> Bools:
+    """Which exceedances make up a segment's score. Shapes as `ScoreRule.explains`."""
+    first = int(_near(excess[None], places[None]).argmax())
+    half = places // _HALF
+    return (excess > 0) & (first <= half) & (half <= first + 1)
+
+
+def _near(excess: Int32s, places: UInt8s) -> NDArray[np.int64]:
+    """Sums of exceedances from each multiple of _HALF tokens on, int64 [S, _HALVES - 1]."""
+    segment, series = np.nonzero(excess > 0)
+    half = segment * _HALVES + places[segment, series] // _HALF
+    # As floats, which hold sums below 2^53 exactly.
+    sums = np.bincount(half, excess[segment, series], len(excess) * _HALVES)
+    halves = sums.astype(np.int64).reshape(-1, _HALVES)
+    return halves[:, :-1] + halves[:, 1:]
 
 
 def handicap_of(tally: Tally) -> int:
     """How much scores grow with each doubling of the number of segments, in bins, at least 0.
 
-    The slope of the line through the lengths' TAIL quantiles (least squares, weighted by how many
-    scores a length has). In whole numbers up to the last step, so that it is the same everywhere.
+    OF_LENGTH times the slope of the line through the lengths' TAIL quantiles (least squares,
+    weighted by how many scores a length has). In whole numbers up to the last step, so that it is
+    the same everywhere.
     """
     tails = []
     for length in range(LENGTHS):
@@ -74,7 +97,7 @@ def handicap_of(tally: Tally) -> int:
     middle = Fraction(sum(n * length for n, length, _ in tails), weight)
     spread = sum(n * (length - middle) ** 2 for n, length, _ in tails)
     together = sum(n * (length - middle) * tail for n, length, tail in tails)
-    return max(GRAIN * round(Fraction(together, GRAIN * spread)), 0)
+    return max(GRAIN * round(OF_LENGTH * Fraction(together, GRAIN * spread)), 0)
 
 
 def window_of(tally: Tally, held: int, expected: Fraction) -> int:
@@ -100,10 +123,10 @@ class BudgetPolicy:
     """Bounds are 99th percentiles; thresholds keep the asked rate, shared out over the roles."""
 
     name: ClassVar[str] = "budget"
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     keeps_scores: ClassVar[bool] = True
     whole: ClassVar[bool] = False
-    rule: ClassVar[ScoreRule] = ScoreRule(budget_score, most_named=TOGETHER)
+    rule: ClassVar[ScoreRule] = ScoreRule(budget_score, in_score, MOST_NAMED)
 
     settings: PolicySettings
 

@@ -5,17 +5,18 @@ is bounded by 2t/n for t directions and n conversations, so it needs large calib
 """
 
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar
 
 import numpy as np
 
-from schemas.records import STEPS_PER_UNIT, Int32s
-from transforms.ranges.fitted import Fitted, Integers, ScoreRule, Thresholds
+from schemas.records import STEPS_PER_UNIT, Int32s, UInt8s
+from transforms.ranges.fitted import Bools, Fitted, Integers, ScoreRule, Thresholds
 from transforms.ranges.policies.base import Missing, PolicySettings
 from transforms.ranges.ranges import Ranges
 
 
-def farthest(excess: Int32s) -> Integers:
+def farthest(excess: Int32s, _places: UInt8s) -> Integers:
     """Score of a stretch: its largest exceedance. Shapes as `ScoreRule.score`."""
     return excess.max(axis=1)
 
@@ -31,7 +32,12 @@ def flags_at_most(directions: int, conversations: int) -> float:
 
 def farthest_rule(settings: PolicySettings) -> ScoreRule:
     """Every exceedance of more than eps is named."""
-    return ScoreRule(farthest, margin_over=_eps(settings))
+    return ScoreRule(farthest, partial(beyond, _eps(settings)))
+
+
+def beyond(eps: int, excess: Int32s, _places: UInt8s) -> Bools:
+    """Which exceedances are of more than eps steps. Shapes as `ScoreRule.explains`."""
+    return excess > eps
 
 
 def fit_bounds(bounds: Int32s, ranges: Ranges, settings: PolicySettings) -> Fitted:
