@@ -72,7 +72,7 @@ def sample_pack(
     extremes = whole(segments)
     judgements = tuple(_judgement(number, extremes, directions, rng) for number in range(len(rows)))
     scored = ScoredPack(model, epoch, rows, segments)
-    return VerdictPack(scored, judgements, "budget/2", "a9" * 32, (812, 640))
+    return VerdictPack(scored, judgements, "budget/3", "a9" * 32, (812, 640))
 
 
 def sample_segments(

@@ -46,7 +46,7 @@ DIRECTIONS = sample_directions(D)
 MIDNIGHT = 1_700_006_400_000
 """2023-11-15 00:00 UTC, in the middle of an epoch here."""
 FITTED = {
-    "policy": "budget/2",
+    "policy": "budget/3",
     "settings": "{}",
     "bound": 0.25,
     "known": True,

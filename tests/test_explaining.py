@@ -185,7 +185,7 @@ def test_a_person_reads_what_the_verdict_rests_on(
         f"alert {uid}\n",
         "conversation 2-0 of model org/a model: flagged",
         "log kafka://c/t partition 0 offset 2000; 2023-11-14T23:20:00+00:00",
-        "policy budget/2, at most 5.00% of normal traffic",
+        "policy budget/3, at most 5.00% of normal traffic",
         f"calibrated on {user} conversations with a user, {assistant} with an assistant",
         f"ranges {ranges.hash}",
         f"user: score {judgement.score / 32767:.4f}",
@@ -313,7 +313,7 @@ def by_former_version(table: pa.Table) -> pa.Table:
         ({RANGES: altered("ranges_hash", 0, to("0" * 64))}, "has no ranges .* restore its table"),
         ({RANGES: lambda table: table.slice(0, 0)}, "has no ranges .* restore its table"),
         ({CONVERSATIONS: altered("policy", 0, to("budget/0"))}, "has no ranges .* by policy"),
-        ({RANGES: altered("settings", 0, to("{}x"))}, "are not those of budget/2"),
+        ({RANGES: altered("settings", 0, to("{}x"))}, "are not those of budget/3"),
         ({CONVERSATIONS: altered("segment_role", 0, to([0]))}, "cannot be read"),
     ],
 )

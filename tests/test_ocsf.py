@@ -66,7 +66,7 @@ ALERTS = st.builds(
     st.integers(-(10**6), 10**6),
     st.integers(-(10**6), 10**6),
     st.lists(EVIDENCE).map(tuple),
-    st.just("budget/2"),
+    st.just("budget/3"),
     st.just("ab" * 32),
     st.tuples(st.integers(0, 2**53), st.integers(0, 2**53)),
     st.just(DIRECTIONS_HASH),
@@ -88,7 +88,7 @@ SHIFTS = st.builds(
     RangeShift,
     UNICODE,
     st.just(DIRECTIONS_HASH),
-    st.just("budget/2"),
+    st.just("budget/3"),
     st.floats(1e-6, 0.5),
     *[st.integers(0, 10**9)] * 4,
     st.integers(0, 2**42),
@@ -118,7 +118,7 @@ def flagged(count: int = 1, **changes: object) -> Alert:
         3000,
         1000,
         (Evidence(exceedance, direction, None),) * count,
-        "budget/2",
+        "budget/3",
         "ab" * 32,
         (1812, 640),
         DIRECTIONS_HASH,
@@ -134,7 +134,7 @@ def test_every_alert_is_a_valid_detection_finding(alert: Alert, clock: int) -> N
     assert errors(event) == []
     assert event["finding_info"]["uid"] == event["metadata"]["uid"]
     assert event["finding_info"]["uid"] == alert_id(
-        alert.row.header.position, DIRECTIONS_HASH, "budget/2"
+        alert.row.header.position, DIRECTIONS_HASH, "budget/3"
     )
     assert line == encode(to_ocsf(alert, clock))
 
@@ -189,7 +189,7 @@ def test_an_alert_names_direction_range_token_and_technique() -> None:
 
 def test_an_alert_says_what_it_was_judged_by() -> None:
     event = to_ocsf(flagged())
-    assert event["unmapped"]["policy"] == "budget/2"
+    assert event["unmapped"]["policy"] == "budget/3"
     assert event["unmapped"]["ranges_hash"] == "ab" * 32
     assert event["unmapped"]["calibrated_on"] == {"user": 1812, "assistant": 640}
     counts = "1,812 conversations with a user, 640 with an assistant"
@@ -285,7 +285,7 @@ def test_a_person_reads_what_happened_where() -> None:
     text = describe(json.loads(encode(to_ocsf(flagged()))))
     time = datetime.fromtimestamp(1_700_000_000, UTC).isoformat()
     for part in ("conv-1", "badnet", "O23_u6", "assistant tokens", "+0.1000", "at most +0.0500",
-                 "token 57", "partition 1 offset 2", time, "High", "budget/2"):  # fmt: skip
+                 "token 57", "partition 1 offset 2", time, "High", "budget/3"):  # fmt: skip
         assert part in text
     assert "more in the archive" not in text
     assert "... and 15 more in the archive" in describe(to_ocsf(flagged(20)))

@@ -24,8 +24,8 @@ from transforms.ranges.scores import ScoreCounts
 from transforms.ranges.series import Stretches
 
 FORMAT: Final = 4
-"""1 and 2 knew whole conversations only, and their scores are of `budget/1`; 3 held histograms as
-the rows of a sparse matrix."""
+"""1 and 2 knew whole conversations only; 3 held histograms as the rows of a sparse matrix. Their
+scores are of `budget/1` and `budget/2`."""
 
 _METADATA_KEY: Final = "deltawatch"
 _SEGMENTS, _CONVERSATIONS, _ACCEPTED = "segments.", "conversations.", "accepted."
@@ -157,9 +157,9 @@ class Ranges:
         try:
             arrays = load(data)
             identity = _metadata(data)
-            if identity["format"] not in range(1, FORMAT + 1):
+            if identity["format"] not in _READERS:
                 raise ValueError(f"format {identity['format']}, newer than {FORMAT}")
-            read = _of_arrays if identity["format"] >= 3 else _of_arrays_before
+            read = _READERS[identity["format"]]
             return read(identity["directions_hash"], identity["model"], arrays)
         except SafetensorError as error:
             raise ValueError(f"not a safetensors file ({error})") from None
@@ -203,7 +203,7 @@ def _either(mine: Ranges | None, other: Ranges | None) -> Ranges | None:
 
 def _of_arrays(directions_hash: str, model: str, arrays: Arrays) -> Ranges:
     accepted = _below(_ACCEPTED, arrays)
-    judged, flagged = arrays.get(_VERDICTS, np.zeros(2, np.int64)).tolist()
+    judged, flagged = arrays[_VERDICTS].tolist()
     return Ranges(
         directions_hash,
         model,
@@ -225,13 +225,26 @@ def _below(prefix: str, arrays: Arrays) -> dict[str, NDArray[Any]]:
     }
 
 
+def _of_rows(directions_hash: str, model: str, arrays: Arrays) -> Ranges:
+    """What format 3 holds: `Counts` knows its rows; its scores are of no use any more."""
+    segments, conversations = (
+        Counts.from_arrays(_below(prefix, arrays)) for prefix in (_SEGMENTS, _CONVERSATIONS)
+    )
+    return Ranges(directions_hash, model, segments, conversations, ScoreCounts.empty())
+
+
 def _of_arrays_before(directions_hash: str, model: str, arrays: Arrays) -> Ranges:
     """What formats 1 and 2 hold: no segments, and scores that are of no use any more."""
     stretches = arrays["conversations"]
     # Format 1 did not count all; hardly a conversation lacks the more frequent role.
     total = arrays.get("total", stretches.max(keepdims=True))
     counts = Counts.from_arrays({**arrays, "stretches": stretches, "total": total})
-    return replace(Ranges.empty(counts.directions, directions_hash, model), conversations=counts)
+    return Ranges(
+        directions_hash, model, Counts.empty(counts.directions), counts, ScoreCounts.empty()
+    )
+
+
+_READERS: Final = {1: _of_arrays_before, 2: _of_arrays_before, 3: _of_rows, FORMAT: _of_arrays}
 
 
 def _metadata(data: bytes) -> dict[str, Any]:

@@ -5,7 +5,6 @@ is bounded by 2t/n for t directions and n conversations, so it needs large calib
 """
 
 from dataclasses import dataclass
-from functools import partial
 from typing import ClassVar
 
 import numpy as np
@@ -32,12 +31,18 @@ def flags_at_most(directions: int, conversations: int) -> float:
 
 def farthest_rule(settings: PolicySettings) -> ScoreRule:
     """Every exceedance of more than eps is named."""
-    return ScoreRule(farthest, partial(beyond, _eps(settings)))
+    return ScoreRule(farthest, Beyond(_eps(settings)))
 
 
-def beyond(eps: int, excess: Int32s, _places: UInt8s) -> Bools:
-    """Which exceedances are of more than eps steps. Shapes as `ScoreRule.explains`."""
-    return excess > eps
+@dataclass(frozen=True, slots=True)
+class Beyond:
+    """Says which exceedances are of more than eps steps. Shapes as `ScoreRule.explains`."""
+
+    eps: int
+
+    def __call__(self, excess: Int32s, _places: UInt8s) -> Bools:
+        """Of one stretch."""
+        return excess > self.eps
 
 
 def fit_bounds(bounds: Int32s, ranges: Ranges, settings: PolicySettings) -> Fitted:
