@@ -3,6 +3,7 @@
 import math
 import statistics
 from dataclasses import fields, replace
+from typing import Any
 
 import numpy as np
 import oracle
@@ -12,7 +13,7 @@ from normal_traffic import DIRECTIONS, moved, traffic
 
 from schemas.errors import ConfigurationError
 from schemas.records import ABSENT, Exceedance, Judgement, Role, Segments, Side, Status
-from transforms.ranges.calibration import calibrate
+from transforms.ranges.calibration import accept, calibrate
 from transforms.ranges.counting import count
 from transforms.ranges.policies import (
     POLICY_NAMES,
@@ -281,3 +282,61 @@ def test_wrong_settings_are_refused_in_one_line() -> None:
             PolicySettings(**wrong)
     with pytest.raises(ConfigurationError, match="budget, percentile, range"):
         make_policy("median", SETTINGS)
+
+
+def is_calibrated(name: str, ranges: Ranges) -> list[bool]:
+    thresholds = make_policy(name, PolicySettings(rate=0.02)).fit(ranges).thresholds
+    return [threshold is not None for threshold in thresholds]
+
+
+@pytest.mark.parametrize("n", [20, 110, 130, 160])
+@pytest.mark.parametrize("role", Role)
+def test_a_role_is_calibrated_once_those_are_there_that_were_missing(n: int, role: Role) -> None:
+    policy, ranges = make_policy("budget", PolicySettings(rate=0.02)), calibrated(n)
+    missing = policy.missing(ranges)
+    assert [each == 0 for each in missing] == is_calibrated("budget", ranges)
+    unsettled = max(100 - ranges.behind_segments(role), 0)
+    settled = Stretches.of(traffic(200 if unsettled else 0, seed=9))
+    lacking = missing[role] - unsettled
+    for more in range(lacking + 1):
+        scores = np.full((more, 2), ABSENT, np.int32)
+        scores[:, role] = 500
+        nothing = np.zeros((more, 2), np.int64)
+        grown = ranges.plus(settled).plus_scores(scores, nothing, nothing.astype(bool))
+        assert is_calibrated("budget", grown)[role] == (more == lacking)
+
+
+@pytest.mark.parametrize("name", ["range", "percentile"])
+def test_the_paper_s_policies_miss_conversations_up_to_what_was_asked_for(name: str) -> None:
+    ranges = calibrated(60)
+    counted = ranges.conversations.stretches.tolist()
+    policy = make_policy(name, PolicySettings(min_calibration=50))
+    assert list(policy.missing(ranges)) == [max(50 - each, 0) for each in counted]
+    assert any(policy.missing(ranges))
+    thresholds = policy.fit(ranges).thresholds
+    assert [each is None for each in thresholds] == [each > 0 for each in policy.missing(ranges)]
+
+
+@pytest.mark.parametrize("name", ["range", "percentile", "budget"])
+def test_accepted_conversations_are_within_bounds_however_many_there_are_of_others(
+    name: str,
+) -> None:
+    ranges, odd = calibrated(600), traffic(200, seed=77)
+    odd = replace(odd, high=(odd.high + 3000).astype(np.int16))
+    policy = make_policy(name, PolicySettings(rate=0.02, min_calibration=100))
+    assert policy.fit(ranges).judge(odd).flagged.mean() > 0.9
+    accepting = ranges.accepting(accept(ranges, odd.take(np.arange(100))))
+    fitted = policy.fit(accepting)
+    others = fitted.judge(odd.take(np.arange(100, 200))).flagged.mean()
+    assert others <= {"budget": 0.04, "range": 0.3, "percentile": 0.3}[name]
+    huge = replace(accepting, segments=_times(accepting.segments), scores=_times(accepting.scores))
+    np.testing.assert_allclose(policy.fit(huge).bounds, fitted.bounds, atol=32)
+    before, after = (limits(policy.fit(each), Role.USER) for each in (ranges, accepting))
+    assert after >= before
+
+
+def _times(counted: Any) -> Any:
+    """The same a hundred and twenty-eight times."""
+    for _ in range(7):
+        counted = counted.merged(counted)
+    return counted
