@@ -25,10 +25,9 @@ from schemas.commit import Commit, ModelState
 from schemas.errors import ConfigurationError
 from transforms.archive.flagged import Choice, read_flagged
 from transforms.ranges.calibration import accept as accepted_of
+from transforms.ranges.generations import Calendar
 from transforms.ranges.ranges import Ranges
 from transforms.ranges.snapshots import MANIFEST, load_snapshot, save_snapshot
-
-_DAY = 24 * 60 * 60
 
 
 @dataclass(frozen=True)
@@ -59,6 +58,11 @@ class Place:
         """What the newest commit says of the model."""
         return self.commit.models[self.model]
 
+    @property
+    def calendar(self) -> Calendar:
+        """Of its generations."""
+        return Calendar(self.commit.epoch_ms)
+
     def ranges(self, digest: str | None = None) -> Ranges:
         """Its ranges of closed epochs, or others that it keeps."""
         path = ranges_path(self.root, digest or self.held.ranges_hash)
@@ -79,7 +83,8 @@ def any_ranges(folder: Path, model: str | None) -> Ranges:
 
 def accept(known: argparse.Namespace) -> None:
     """Admit flagged conversations of an archive into ranges."""
-    choice = Choice(_ids(known), _ms(known.since), _ms(known.until))
+    since, until = (each and _ms(each) for each in (known.since, known.until))
+    choice = Choice(_ids(known), since, until)
     if choice.is_everything:
         raise ConfigurationError("say which conversations: --alert, --ids, --since or --until")
     ranges = any_ranges(known.ranges, known.model)
@@ -118,14 +123,13 @@ def thaw(known: argparse.Namespace) -> None:
 
 def rollback(known: argparse.Namespace) -> None:
     """Let ranges be as they were at the end of a day."""
-    held = _place(known).held.generations
-    day = int(known.to.timestamp()) // _DAY
-    if not any(number <= day for number in held):
+    place, asked = _place(known), known.to.date().isoformat()
+    last = place.calendar.generation_at(_ms(known.to))
+    if not any(number <= last for number in place.held.generations):
         raise ConfigurationError(
-            f"{known.ranges} holds nothing of days up to {date_of(day)}; `ranges show` lists its "
-            "days"
+            f"{known.ranges} holds nothing of days up to {asked}; `ranges show` lists its days"
         )
-    _ask(known, ActKind.ROLLBACK, day=day)
+    _ask(known, ActKind.ROLLBACK, generation=last)
 
 
 def merge(known: argparse.Namespace) -> None:
@@ -147,12 +151,13 @@ def _ask(
     known: argparse.Namespace,
     kind: ActKind,
     *,
-    day: int | None = None,
+    generation: int | None = None,
     accepted: Ranges | None = None,
 ) -> None:
-    now, digest = time.time_ns() // 10**6, accepted.hash if accepted else ""
-    name, model = f"{now}-{kind}-{uuid.uuid4().hex[:8]}", _place(known).model
-    ask(known.ranges, Act(name, kind, model, _who(known), now, known.why, digest, day), accepted)
+    now, model = time.time_ns() // 10**6, _place(known).model
+    name, digest = f"{now}-{kind}-{uuid.uuid4().hex[:8]}", accepted.hash if accepted else ""
+    act = Act(name, kind, model, _who(known), now, known.why, digest, generation)
+    ask(known.ranges, act, accepted)
     report.say(f"{kind} of {model} asked for; it takes effect when the open epoch closes")
 
 
@@ -199,10 +204,5 @@ def _ids(known: argparse.Namespace) -> frozenset[str]:
     return frozenset([*known.alert, *listed])
 
 
-def _ms(moment: datetime | None) -> int | None:
-    return None if moment is None else int(moment.timestamp() * 1000)
-
-
-def date_of(day: int) -> str:
-    """A day since 1970, as people write it."""
-    return datetime.fromtimestamp(day * _DAY, UTC).date().isoformat()
+def _ms(moment: datetime) -> int:
+    return int(moment.timestamp() * 1000)

@@ -91,8 +91,8 @@ class Learned:
         generations = dict(self.generations) or self._begun(number)
         acts = (*self.acts, replace(act, epoch=epoch))
         learned = replace(self, generations=generations, acts=acts)
-        if act.kind is ActKind.ROLLBACK and act.day is not None:
-            last = act.day
+        if act.kind is ActKind.ROLLBACK and act.generation is not None:
+            last = act.generation
             return learned._with([number for number in generations if number <= last])
         if act.kind is ActKind.ACCEPT:
             return replace(learned, total=learned._accepting(self.total, [act.ranges_hash]))
@@ -130,8 +130,8 @@ def accepted(acts: Iterable[Act], calendar: Calendar) -> list[str]:
     for act in acts:
         if act.kind is ActKind.ACCEPT and act.epoch is not None:
             found.append((calendar.generation(act.epoch), act.ranges_hash))
-        elif act.kind is ActKind.ROLLBACK and act.day is not None:
-            found = [each for each in found if each[0] <= act.day]
+        elif act.kind is ActKind.ROLLBACK and act.generation is not None:
+            found = [each for each in found if each[0] <= act.generation]
     return [digest for _, digest in found]
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.by_hand import Place, any_ranges, date_of, is_state
+from pipeline.by_hand import Place, any_ranges, is_state
 from pipeline.learning import frozen
 from pipeline.state import asked_acts
 from schemas.acts import Act
@@ -79,16 +79,16 @@ def _story(known: argparse.Namespace, ranges: Ranges) -> Iterator[str]:
         yield "made: " + ", ".join(f"{name} {value}" for name, value in sorted(made.items()))
         return
     place = Place.of(known.ranges, known.model)
-    for day, digest in sorted(place.held.generations.items()):
-        yield _generation(date_of(day), place.ranges(digest))
+    for number, digest in sorted(place.held.generations.items()):
+        yield _generation(_day(place, number), place.ranges(digest))
     if frozen(place.held.acts):
         yield "FROZEN: nothing is learnt"
     for act in place.held.acts:
-        yield _act(act, f"since epoch {act.epoch}")
+        yield _act(place, act, f"since epoch {act.epoch}")
     done = {act.id for act in place.held.acts}
     for act in asked_acts(known.ranges):
         if act.model == place.model and act.id not in done:
-            yield _act(act, "when the open epoch closes")
+            yield _act(place, act, "when the open epoch closes")
 
 
 def _generation(day: str, ranges: Ranges) -> str:
@@ -96,10 +96,18 @@ def _generation(day: str, ranges: Ranges) -> str:
     return f"{day}: {ranges.conversations.total:,} conversations, {share}"
 
 
-def _act(act: Act, effect: str) -> str:
-    when = datetime.fromtimestamp(act.when_ms / 1000, UTC).isoformat(timespec="seconds")
-    until = f" to {date_of(act.day)}" if act.day is not None else ""
+def _act(place: Place, act: Act, effect: str) -> str:
+    until = "" if act.generation is None else f" to {_day(place, act.generation)}"
+    when = _utc(act.when_ms).isoformat(timespec="seconds")
     return f"{act.kind}{until} by {act.who} at {when}, {effect}: {act.why}"
+
+
+def _day(place: Place, generation: int) -> str:
+    return _utc(place.calendar.begin(generation)).date().isoformat()
+
+
+def _utc(time: int) -> datetime:
+    return datetime.fromtimestamp(time / 1000, UTC)
 
 
 def _series(counts: Counts, names: Sequence[str], top: int) -> Iterator[str]:

@@ -26,7 +26,7 @@ class Act:
       when_ms: milliseconds since 1970 UTC.
       why: in the person's words.
       ranges_hash: of the ranges of what was accepted; "" for other kinds.
-      day: last one that is kept, in days since 1970, for a rollback.
+      generation: last one that is kept, for a rollback.
       epoch: the first that is judged by it; None: it has not taken effect yet.
     """
 
@@ -37,7 +37,7 @@ class Act:
     when_ms: int
     why: str
     ranges_hash: str = ""
-    day: int | None = None
+    generation: int | None = None
     epoch: int | None = None
 
     def to_json(self) -> dict[str, Any]:

@@ -64,8 +64,8 @@ def from_conversations(n: int) -> Callable[[Ranges], Missing]:
     return lambda ranges: (max(n - ranges.conversations.total, 0),) * 2
 
 
-def act(kind: ActKind, number: int = 0, digest: str = "", day: int | None = None) -> Act:
-    return Act(f"{number}", kind, "a-model", "ann", number, "because", digest, day)
+def act(kind: ActKind, number: int = 0, digest: str = "", generation: int | None = None) -> Act:
+    return Act(f"{number}", kind, "a-model", "ann", number, "because", digest, generation)
 
 
 @pytest.mark.parametrize("minutes", [1, 7, 10, 60, 1440, 4000])
@@ -145,7 +145,7 @@ def test_a_rollback_forgets_later_days_and_what_was_accepted_on_them() -> None:
             learned = learned.acted(act(ActKind.ACCEPT, day, accepted), FIRST + 24 * day + 5)
     assert accepted_of(learned) == recounted([50, 60]).hash
     to = FIRST // 24 + 1
-    back = learned.acted(act(ActKind.ROLLBACK, 9, day=to), FIRST + 24 * 3 + 6)
+    back = learned.acted(act(ActKind.ROLLBACK, 9, generation=to), FIRST + 24 * 3 + 6)
     assert replace(back.total, accepted=None).hash == recounted([7, 0, 1]).hash
     assert accepted_of(back) == counts(50).hash
     again = back.counted(FIRST + 24 * 3 + 7, counts(4)).at(FIRST + 24 * 5, always)
@@ -162,7 +162,7 @@ def test_a_base_is_not_lost_by_an_act_before_anything_was_counted() -> None:
     learned = Learned(recounted([7]), Memory(), HOURLY)
     for kind in (ActKind.FREEZE, ActKind.THAW):
         assert learned.acted(act(kind), FIRST).total.hash == learned.total.hash
-    back = learned.acted(act(ActKind.ROLLBACK, day=FIRST // 24 - 1), FIRST)
+    back = learned.acted(act(ActKind.ROLLBACK, generation=FIRST // 24 - 1), FIRST)
     assert back.total.hash == learned.total.hash
 
 
@@ -185,7 +185,7 @@ def test_generations_survive_the_way_through_a_commit() -> None:
         Ledger(scored=3),
         "b",
         {-1: "x", 20_000: "y"},
-        (act(ActKind.ROLLBACK, 1, day=3),),
+        (act(ActKind.ROLLBACK, 1, generation=3),),
         Shift(4, 100, 50, 7),
     )
     commit = Commit(1, "c", (), 7, {"a-model": held}, Ledger(), Ledger(), {}, {})

@@ -226,7 +226,7 @@ def test_what_people_did_to_ranges_and_what_expired_is_recomputed(
         1: Act("a", ActKind.ACCEPT, "a-model", "me", 1, "new", snapshot.hash),
         4: Act("b", ActKind.FREEZE, "a-model", "me", 2, "an attack"),
         6: Act("c", ActKind.THAW, "a-model", "me", 3, "over"),
-        8: Act("d", ActKind.ROLLBACK, "a-model", "me", 4, "that was it", day=day + 6),
+        8: Act("d", ActKind.ROLLBACK, "a-model", "me", 4, "that was it", generation=day + 6),
     }
     state = State(tmp_path / "state")
     slices = Slices(job, state)

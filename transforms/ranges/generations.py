@@ -24,11 +24,19 @@ class Calendar:
 
     def generation(self, epoch: int) -> int:
         """The generation in which an epoch begins."""
-        return epoch * self.epoch_ms // self._length
+        return self.generation_at(epoch * self.epoch_ms)
+
+    def generation_at(self, time: int) -> int:
+        """That of a time, in milliseconds since 1970 UTC."""
+        return time // self._length
+
+    def begin(self, generation: int) -> int:
+        """When it begins, in milliseconds since 1970 UTC."""
+        return generation * self._length
 
     def last_epoch(self, epoch: int) -> int:
         """The last epoch of an epoch's generation."""
-        return ((self.generation(epoch) + 1) * self._length - 1) // self.epoch_ms
+        return (self.begin(self.generation(epoch) + 1) - 1) // self.epoch_ms
 
     def expired(self, held: Iterable[int], epoch: int) -> list[int]:
         """Those of some generations that no longer count when an epoch begins, oldest first."""
