@@ -16,6 +16,8 @@ from functools import reduce
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+
 from pipeline import report
 from pipeline.learning import frozen
 from pipeline.state import ask, newest_commit, ranges_path
@@ -23,6 +25,7 @@ from schemas.acts import Act, ActKind
 from schemas.artefacts import read_json
 from schemas.commit import Commit, ModelState
 from schemas.errors import ConfigurationError
+from schemas.records import Segments
 from transforms.archive.flagged import Choice, read_flagged
 from transforms.ranges.calibration import accept as accepted_of
 from transforms.ranges.generations import Calendar
@@ -46,7 +49,7 @@ class Place:
             raise ConfigurationError(
                 f"{root} holds no commit of a deltawatch; give the --state of `watch` or `audit`"
             )
-        names = sorted(commit.models)
+        names = _names(root, commit)
         if model is None and len(names) > 1:
             raise ConfigurationError(f"give --model, one of {', '.join(names)}")
         if model not in (None, *names):
@@ -88,23 +91,35 @@ def accept(known: argparse.Namespace) -> None:
     if choice.is_everything:
         raise ConfigurationError("say which conversations: --alert, --ids, --since or --until")
     ranges = any_ranges(known.ranges, known.model)
-    found = read_flagged(
-        known.archive,
-        ranges.model,
-        ranges.directions_hash,
-        ranges.segments.directions,
-        choice,
-    )
-    if not found.conversations:
-        raise ConfigurationError(
-            f"{known.archive} holds no flagged conversation of {ranges.model} that was chosen"
-        )
+    # A snapshot may be used under another name than the one it was made with.
+    state = is_state(known.ranges)
+    model = Place.of(known.ranges, known.model).model if state else known.model or ranges.model
+    found = _found(known.archive, model, ranges, choice)
     group = accepted_of(ranges, found)
-    if is_state(known.ranges):
+    if state:
         _ask(known, ActKind.ACCEPT, accepted=group)
     else:
         _save(known, ranges.accepting(group), {"accepted_into": ranges.hash})
-    report.say(f"{found.conversations} conversations of {ranges.model} are to count as normal")
+    report.say(f"{found.conversations} conversations of {model} are to count as normal")
+
+
+def _found(archive: Path, model: str, ranges: Ranges, choice: Choice) -> Segments:
+    try:
+        found = read_flagged(
+            archive, model, ranges.directions_hash, ranges.segments.directions, choice
+        )
+    except (OSError, pa.ArrowException) as error:
+        raise ConfigurationError(
+            f"{archive} cannot be read ({str(error).splitlines()[0]}); restore its files"
+        ) from None
+    unknown = sorted(choice.ids - found.ids)
+    if unknown or not found.segments.conversations:
+        what = f"alert or conversation {unknown[0]!r}" if unknown else "conversation of that time"
+        raise ConfigurationError(
+            f"{archive} holds no flagged {what} of model {model}; rows appear once their epoch "
+            "has closed, and --model says under which name"
+        )
+    return found.segments
 
 
 def freeze(known: argparse.Namespace) -> None:
@@ -173,12 +188,36 @@ def _save(known: argparse.Namespace, ranges: Ranges, made: Mapping[str, Any]) ->
 
 
 def _kept(folders: Path | Sequence[Path]) -> dict[str, Any]:
-    """What a snapshot inherits: where its conversations were cut."""
-    first = folders if isinstance(folders, Path) else folders[0]
-    if is_state(first):
-        commit = newest_commit(first)
-        return {"max_tokens": commit.max_tokens if commit else 0}
-    return {"max_tokens": read_json(first / MANIFEST)["made"].get("max_tokens")}
+    """What a snapshot inherits: where its conversations were cut.
+
+    Raises ConfigurationError where that was not the same for all.
+    """
+    several = [folders] if isinstance(folders, Path) else folders
+    lengths = {_max_tokens(folder) for folder in several}
+    if len(lengths) > 1:
+        raise ConfigurationError(
+            f"their conversations were cut at {' and '.join(map(str, sorted(lengths)))} tokens "
+            "(--max-tokens); ranges of different lengths cannot be merged"
+        )
+    return {"max_tokens": lengths.pop()}
+
+
+def _max_tokens(folder: Path) -> int:
+    """0: nowhere, or not known."""
+    if is_state(folder):
+        commit = newest_commit(folder)
+        return commit.max_tokens if commit else 0
+    return read_json(folder / MANIFEST)["made"].get("max_tokens") or 0
+
+
+def _names(root: Path, commit: Commit) -> list[str]:
+    """Of the models that the job on a state judges now."""
+    try:
+        job = read_json(root / "job.json")
+    except (OSError, ValueError):  # no command has run on it yet
+        return sorted(commit.models)
+    named = job.get("models") or [job["model"]]
+    return sorted(named) if set(named) <= commit.models.keys() else sorted(commit.models)
 
 
 def _directions_hash(folder: Path) -> str:

@@ -15,7 +15,9 @@ from schemas.acts import Act
 from schemas.arrow import QUANTILES, RANGES
 from schemas.artefacts import combined_hash
 from schemas.commit import ModelState, Shift
+from schemas.ids import range_shift_id
 from schemas.plan import Plan
+from schemas.range_shift import RangeShift
 from transforms.archive import files, fitted, pending, rows
 from transforms.judge import RING
 from transforms.ranges.ranges import Ranges, close
@@ -53,6 +55,7 @@ def model_after(
       store: has the ranges.
       acts: what people want done to the ranges; it is, where an epoch closes.
     """
+    held = replace(held, news=())
     if plan.closed_after is None or plan.closed_before is None:
         return held
     counted = _counted(held, plan, model, folder, store)
@@ -66,13 +69,17 @@ def model_after(
     totals = _totals(before, learned, counted)
     _write_rows([*begun, *totals], plan.closed_before + 1, folder, job, model)
     ranges_hash = store.write_ranges(learned.total)
+    shift, news = _shifted(held.shift, counted, plan, job, model)
+    if learned.acts != before.acts:  # what was too much is now judged anew
+        shift = Shift()
     return replace(
         held,
         ranges_hash=ranges_hash,
         open_hash=opened,
         generations=learned.generations,
         acts=learned.acts,
-        shift=_shifted(held.shift, counted, job.policy.asked_rate),
+        shift=shift,
+        news=news,
         told=_told(ranges_hash, job, model),
     )
 
@@ -128,12 +135,33 @@ def _totals(before: Learned, after: Learned, counted: Counted) -> Iterator[tuple
     yield counted.closed[-1][0], after.total
 
 
-def _shifted(shift: Shift, counted: Counted, rate: float | None) -> Shift:
+def _shifted(
+    shift: Shift, counted: Counted, plan: Plan, job: Job, model: Model
+) -> tuple[Shift, tuple[RangeShift, ...]]:
+    """After the closed epochs, and what is to be told of any of them."""
+    news, rate = [], job.policy.asked_rate
     if rate is None:
-        return shift
+        return Shift(), ()
     for epoch, counts in counted.closed:
         shift = after_epoch(shift, epoch, counts.judged, counts.flagged, rate)
-    return shift
+        if shift.raised == epoch:
+            news.append(_event(shift, rate, epoch, plan, job, model))
+    return shift, tuple(news)
+
+
+def _event(shift: Shift, rate: float, epoch: int, plan: Plan, job: Job, model: Model) -> RangeShift:
+    partitions = [f"{each.id.source}/{each.id.partition}" for each in plan.after]
+    named = (model.name, model.directions.hash, fitted.label(job.policy))
+    return RangeShift(
+        range_shift_id(partitions, *named, epoch),
+        *named,
+        rate,
+        epoch if shift.since is None else shift.since,
+        epoch,
+        shift.judged,
+        shift.flagged,
+        (epoch + 1) * job.epoch_ms if job.dated else plan.clock_ms,
+    )
 
 
 def _read(path: Path) -> Ranges:

@@ -7,13 +7,16 @@ person; both are kept by themselves, so that either can be left out again.
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import reduce
-from typing import Protocol
+from typing import Final, Protocol
 
 from schemas.acts import Act, ActKind
 from schemas.commit import ModelState
 from transforms.ranges.generations import Calendar
 from transforms.ranges.policies import Missing
 from transforms.ranges.ranges import Ranges, close
+
+LONGEST: Final = 12
+"""How many times as long as others days stay that a role needs which is not calibrated yet."""
 
 MissingIn = Callable[[Ranges], Missing]
 """How many conversations ranges lack; see `Policy.missing`."""
@@ -73,14 +76,16 @@ class Learned:
         """Without the generations that have expired when an epoch begins.
 
         They stay, the newest of them first, where a role that can be judged could not be without
-        them: nobody is to lose the monitor by being on holiday, or by having little traffic.
+        them: nobody is to lose the monitor by being on holiday, or by having little traffic. For a
+        role that is still waiting for enough conversations they stay LONGEST times as long.
         """
         expired = self.calendar.expired(self.generations, epoch)
         if self.frozen or not expired:
             return self
         kept = [number for number in self.generations if number not in expired]
         total, before = self._of(kept), missing_in(self.total)
-        while expired and _is_worse(missing_in(total), before):
+        oldest = self.calendar.generation(epoch) - LONGEST * self.calendar.kept
+        while expired and _is_worse(missing_in(total), before, expired[-1] >= oldest):
             kept.append(expired.pop())
             total = close(total, self.store.read_ranges(self.generations[kept[-1]]))
         return self._with(kept, total)
@@ -135,6 +140,7 @@ def accepted(acts: Iterable[Act], calendar: Calendar) -> list[str]:
     return [digest for _, digest in found]
 
 
-def _is_worse(missing: Missing, before: Missing) -> bool:
-    """Whether a role that was calibrated is so no more."""
-    return any(now and not then for now, then in zip(missing, before, strict=True))
+def _is_worse(missing: Missing, before: Missing, waiting: bool) -> bool:
+    """Whether a role lacks more than before; of those that were not calibrated, if they may."""
+    pairs = zip(missing, before, strict=True)
+    return any(now > then and (waiting or not then) for now, then in pairs)

@@ -4,7 +4,7 @@ Every row is visible exactly once; a shift is told at least once, under the same
 """
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from pipeline import report
@@ -12,7 +12,7 @@ from pipeline.job import Job
 from pipeline.state import State
 from schemas.artefacts import canonical_json
 from schemas.commit import Commit
-from schemas.range_shift import RangeShift, to_ocsf
+from schemas.range_shift import to_ocsf
 from transforms.archive import files, pending
 from transforms.delivery.sinks import open_sink
 
@@ -26,8 +26,8 @@ def finish_epochs(job: Job, state: State, commit: Commit) -> None:
 
 
 def tell_shifts(job: Job, commit: Commit) -> None:
-    """Send an event for every model whose traffic shifted in an epoch that the commit closed."""
-    events = list(_shifts(job, commit))
+    """Send an event for every shift of traffic that the commit tells of."""
+    events = [event for held in commit.models.values() for event in held.news]
     if not events:
         return
     sink = open_sink(job.alerts, job.kafka_properties)
@@ -35,27 +35,6 @@ def tell_shifts(job: Job, commit: Commit) -> None:
         sink.send(event.id.encode(), canonical_json(to_ocsf(event)))
         report.shifted(event)
     sink.flush()
-
-
-def _shifts(job: Job, commit: Commit) -> Iterator[RangeShift]:
-    policy, rate = job.policy, job.policy.asked_rate
-    for model in job.models:
-        held = commit.models[model.name]
-        shift = held.shift
-        if rate is None or shift.since is None or shift.raised not in commit.to_archive:
-            continue
-        yield RangeShift(
-            model.name,
-            model.directions.hash,
-            f"{policy.name}/{policy.version}",
-            rate,
-            shift.since,
-            shift.raised,
-            shift.judged,
-            shift.flagged,
-            (shift.raised + 1) * job.epoch_ms if job.dated else commit.committed_ms,
-            held.ranges_hash,
-        )
 
 
 def _finish(archive: Path, name: str, paths: Sequence[Path]) -> None:

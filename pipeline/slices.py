@@ -194,6 +194,8 @@ class Slices:
             number=self.commit.number + 1,
             clock_ms=now,
             config_hash=self._job.config_hash,
+            # What people did takes effect between two epochs: nothing is read beyond the open one.
+            only_open=bool(self._waiting()),
         )
 
     def _run(self, plan: Plan, folder: Path) -> Counts:
@@ -222,8 +224,7 @@ class Slices:
 
     def _after(self, plan: Plan, folder: Path, counts: Counts) -> Commit:
         ledger = replace(counts.ledger, lost=plan.lost)
-        done = {act.id for held in self.commit.models.values() for act in held.acts}
-        acts = self._state.take_acts(done)
+        acts = self._waiting() if plan.ends_an_epoch else []
         models = {
             model.name: self._model_after(model, plan, folder, counts, acts)
             for model in self._job.models
@@ -245,11 +246,17 @@ class Slices:
             max_tokens=self._job.max_tokens or 0,
         )
 
+    def _waiting(self) -> list[Act]:
+        """What people want done to ranges."""
+        done = {act.id for held in self.commit.models.values() for act in held.acts}
+        return self._state.take_acts(done)
+
     def _model_after(
         self, model: Model, plan: Plan, folder: Path, counts: Counts, acts: Sequence[Act]
     ) -> ModelState:
         held = self.commit.models[model.name]
-        mine = [act for act in acts if act.model == model.name]
+        # One model may have been renamed since.
+        mine = [act for act in acts if act.model == model.name or not self._job.routed]
         after = collect.model_after(held, plan, self._job, model, folder, self._state, mine)
         return replace(after, ledger=held.ledger + counts.by_model.get(model.name, Ledger()))
 

@@ -154,7 +154,10 @@ def oldest_commit(root: Path) -> Commit | None:
 
 def asked_acts(root: Path) -> list[Act]:
     """What people want done to the ranges of a state directory, oldest first."""
-    acts = [_read(path, Act.from_json) for path in (root / ACTS).glob("*.json")]
+    acts = []
+    for path in (root / ACTS).glob("*.json"):
+        with suppress(FileNotFoundError):  # the job has done it meanwhile
+            acts.append(_read(path, Act.from_json))
     return sorted(acts, key=lambda act: (act.when_ms, act.id))
 
 

@@ -77,23 +77,25 @@ class Status:
                 known = "NOT calibrated yet" if missing[role] else "calibrated"
                 count = int(ranges.conversations.stretches[role])
                 whose = f"{name}, {role.name.lower()}" if self._several else role.name.lower()
-                more = self._more(missing[role], ranges, role)
+                more = self._more(name, missing[role], ranges, role)
                 yield f"{whose}: {known}, ranges of {count:,} conversations{more}"
             yield from self._by_hand(name, held, ranges)
 
-    def _more(self, missing: int, ranges: Ranges, role: Role) -> str:
+    def _more(self, name: str, missing: int, ranges: Ranges, role: Role) -> str:
         """How many conversations it takes, and when they will be there at the present rate."""
         if not missing:
             return ""
         share = int(ranges.conversations.stretches[role]) / max(ranges.conversations.total, 1)
-        per_second = self._scored_per_second() * share
+        per_second = self._scored_per_second(name) * share
         when = f"in about {_long(missing / per_second)}" if per_second else "at no known time"
         return f"; {missing:,} more are needed, there {when} at the present rate"
 
-    def _scored_per_second(self) -> float:
-        """Since the oldest commit that is kept."""
+    def _scored_per_second(self, name: str) -> float:
+        """Of a model, since the oldest commit that is kept."""
         oldest = oldest_commit(self.root) or self.commit
-        scored = self.commit.total_ledger.scored - oldest.total_ledger.scored
+        before = self._of(oldest).models.get(name)
+        now = self._of(self.commit).models[name].ledger.scored
+        scored = now - (before.ledger.scored if before else 0)
         return scored / max(self.now - oldest.committed_ms / 1000, 1)
 
     def _by_hand(self, name: str, held: ModelState, ranges: Ranges) -> Iterator[str]:
@@ -127,10 +129,14 @@ class Status:
 
     def _models(self) -> Iterator[tuple[str, ModelState]]:
         """The job's models; those that it had before and has no longer are passed over."""
-        commit = self.commit if "models" in self.job else self.commit.called(self._names[0])
+        commit = self._of(self.commit)
         for name in self._names:
             if name in commit.models:  # one that was added is not before its first slice
                 yield name, commit.models[name]
+
+    def _of(self, commit: Commit) -> Commit:
+        """A commit with the names that the models have now."""
+        return commit if "models" in self.job else commit.called(self._names[0])
 
     @property
     def _names(self) -> list[str]:

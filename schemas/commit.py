@@ -6,6 +6,7 @@ from typing import Any
 
 from schemas.acts import Act
 from schemas.plan import PartitionProgress
+from schemas.range_shift import RangeShift
 
 FORMAT = 5
 """1 had neither `lost` in its ledgers nor `reasons` nor `committed_ms`; 2 held one model; 3 did not
@@ -74,12 +75,15 @@ class Shift:
       since: first epoch with far more; None: there are not.
       judged: conversations since then.
       flagged: of these.
+      beyond: how many of these are more than expected, from the last time on that none was; not
+        counted on without end.
       raised: the epoch in which they became too many; None: they have not.
     """
 
     since: int | None = None
     judged: int = 0
     flagged: int = 0
+    beyond: float = 0.0
     raised: int | None = None
 
 
@@ -96,6 +100,7 @@ class ModelState:
         older than every epoch closed here.
       acts: what people did to its ranges, in the order in which it took effect.
       shift: whether normal traffic seems to have become another.
+      news: shifts that were raised in the epochs which this commit closed.
       told: names what its newest rows in table `ranges` are of; "": there are none.
     """
 
@@ -106,6 +111,7 @@ class ModelState:
     generations: Mapping[int, str] = field(default_factory=dict)
     acts: tuple[Act, ...] = ()
     shift: Shift = field(default_factory=Shift)
+    news: tuple[RangeShift, ...] = ()
     told: str = ""
 
     @property
@@ -193,4 +199,5 @@ def _model(document: dict[str, Any]) -> ModelState:
         fields["generations"] = {int(day): held for day, held in document["generations"].items()}
         fields["acts"] = tuple(map(Act.from_json, document["acts"]))
         fields["shift"] = Shift(**document["shift"])
+        fields["news"] = tuple(RangeShift(**each) for each in document["news"])
     return ModelState(**fields)

@@ -6,6 +6,7 @@ change the last step of a cosine.
 """
 
 import hashlib
+from collections.abc import Sequence
 
 from schemas.artefacts import canonical_json
 from schemas.records import Position
@@ -22,9 +23,19 @@ def alert_id(position: Position, directions_hash: str, policy: str) -> str:
     return _digest("alert", *_place(position), directions_hash, policy)
 
 
-def range_shift_id(model: str, directions_hash: str, policy: str, epoch: int) -> str:
-    """Id of the event about a model's traffic in one epoch: 64 hexadecimal characters."""
-    return _digest("range-shift", model, directions_hash, policy, epoch)
+def range_shift_id(
+    partitions: Sequence[str], model: str, directions_hash: str, policy: str, epoch: int
+) -> str:
+    """Id of the event about a model's traffic in one epoch: 64 hexadecimal characters.
+
+    Args:
+      partitions: that are read, as "source/partition", in order.
+      model: its name.
+      directions_hash: of its directions.
+      policy: "name/version".
+      epoch: in which it was raised.
+    """
+    return _digest("range-shift", *partitions, model, directions_hash, policy, epoch)
 
 
 def dead_letter_id(position: Position, reason: str) -> str:

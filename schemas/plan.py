@@ -102,6 +102,12 @@ class Plan:
         """The closed epoch once the slice is committed."""
         return self.closed_before if self.complete_through is None else self.complete_through
 
+    @property
+    def ends_an_epoch(self) -> bool:
+        """Whether it closes one and reads nothing beyond."""
+        read = [epoch for part in self.partitions for epoch, _ in part.cuts]
+        return self.complete_through is not None and all(map(self.closes, read))
+
     def closes(self, epoch: int) -> bool:
         """Whether an epoch is closed once the slice is committed."""
         return self.closed_after is not None and epoch <= self.closed_after

@@ -1,13 +1,11 @@
 """A `range_shift` as an OCSF Detection Finding: far more conversations are flagged than asked for.
 
 It is about a model's traffic as a whole, not about a conversation: either normal traffic has become
-another, or someone floods the model. Its id holds the model, the directions, the policy and the
-epoch, so the event that is sent again after a crash carries the same one.
+another, or someone floods the model.
 """
 
 from dataclasses import dataclass
 
-from schemas.ids import range_shift_id
 from schemas.ocsf import Json, classification, model_resource, product
 from schemas.text import well_formed
 
@@ -19,6 +17,7 @@ class RangeShift:
     """What is to be said of it.
 
     Attributes:
+      id: 64 hexadecimal characters.
       model: whose traffic it is.
       directions_hash: of its directions.
       policy: "name/version".
@@ -28,9 +27,9 @@ class RangeShift:
       judged: conversations from one to the other.
       flagged: of these.
       time: end of that epoch, milliseconds since 1970 UTC.
-      ranges_hash: of the ranges after that epoch.
     """
 
+    id: str
     model: str
     directions_hash: str
     policy: str
@@ -40,12 +39,6 @@ class RangeShift:
     judged: int
     flagged: int
     time: int
-    ranges_hash: str
-
-    @property
-    def id(self) -> str:
-        """64 hexadecimal characters."""
-        return range_shift_id(self.model, self.directions_hash, self.policy, self.epoch)
 
     @property
     def share(self) -> float:
@@ -73,7 +66,6 @@ def to_ocsf(shift: RangeShift) -> Json:
             "flagged": shift.flagged,
             "since_epoch": shift.since,
             "epoch": shift.epoch,
-            "ranges_hash": shift.ranges_hash,
             "directions_hash": shift.directions_hash,
         },
     }

@@ -23,7 +23,7 @@ from transforms.ranges.series import Stretches
 
 EMPTY = Ranges.empty(DIRECTIONS, "d" * 64, "a-model")
 HOUR_MS = 3_600_000
-HOURLY = Calendar(HOUR_MS, keep=2)
+HOURLY = Calendar(HOUR_MS, keep_days=2)
 FIRST = 480_000
 """An epoch; of an hour each, it begins a day."""
 
@@ -123,6 +123,20 @@ def test_expiry_makes_nobody_blind() -> None:
     assert cannot.total.hash == recounted([]).hash, "could not be judged before either"
     grown = seven.counted(months_later, counts(9)).at(months_later + 24, from_conversations(7))
     assert grown.total.hash == recounted([2, 3, 9]).hash
+
+
+def test_little_traffic_is_waited_for_twelve_times_as_long() -> None:
+    learned, needed = Learned(EMPTY, Memory(), HOURLY), from_conversations(60)
+    for day in range(40):
+        learned = learned.counted(FIRST + 24 * day, counts(day))
+        learned = learned.at(FIRST + 24 * day + 24, needed)
+        if day < 18:
+            assert learned.total.hash == recounted(range(day + 1)).hash
+    assert needed(learned.total)[0] == 0, "so it becomes calibrated"
+    rare = from_conversations(10**6)
+    for day in range(40, 70):
+        learned = learned.counted(FIRST + 24 * day, counts(day)).at(FIRST + 24 * day + 24, rare)
+    assert learned.total.hash == recounted(range(70 - 24, 70)).hash, "but not for ever"
 
 
 def test_frozen_ranges_learn_nothing_and_forget_nothing() -> None:

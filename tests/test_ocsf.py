@@ -86,13 +86,13 @@ def errors(event: dict) -> list[str]:
 
 SHIFTS = st.builds(
     RangeShift,
+    st.just("f" * 64),
     UNICODE,
     st.just(DIRECTIONS_HASH),
     st.just("budget/3"),
     st.floats(1e-6, 0.5),
     *[st.integers(0, 10**9)] * 4,
     st.integers(0, 2**42),
-    st.just("e" * 64),
 )
 
 
@@ -101,9 +101,6 @@ def test_a_range_shift_is_a_valid_event_too(shift: RangeShift) -> None:
     event = range_shift.to_ocsf(shift)
     assert errors(json.loads(encode(event))) == []
     assert event["metadata"]["uid"] == event["finding_info"]["uid"] == shift.id
-    others = [replace(shift, epoch=shift.epoch + 1), replace(shift, policy="budget/1")]
-    assert shift.id not in {other.id for other in others}
-    assert replace(shift, flagged=0, judged=0).id == shift.id
 
 
 def flagged(count: int = 1, **changes: object) -> Alert:

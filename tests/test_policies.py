@@ -335,6 +335,28 @@ def test_accepted_conversations_are_within_bounds_however_many_there_are_of_othe
     assert after >= before
 
 
+@pytest.mark.parametrize("name", ["range", "percentile", "budget"])
+def test_accepted_conversations_say_nothing_of_a_role_they_lack(name: str) -> None:
+    ranges = calibrated(600)
+    odd = traffic(200, seed=77)
+    prompts = odd.take(np.flatnonzero(np.bincount(odd.row, odd.role, odd.conversations) == 0))
+    accepting = ranges.accepting(accept(ranges, prompts))
+    assert accepting.accepted is not None
+    assert accepting.accepted.conversations.stretches[Role.ASSISTANT] == 0
+    lower = replace(accepting, segments=_lowered(ranges), conversations=_lowered(ranges))
+    policy = make_policy(name, PolicySettings(rate=0.02, min_calibration=100))
+    alone = policy.fit(replace(lower, accepted=None)).bounds_of(Role.ASSISTANT)
+    assert alone.max() < 0
+    np.testing.assert_array_equal(policy.fit(lower).bounds_of(Role.ASSISTANT), alone)
+
+
+def _lowered(ranges: Ranges) -> Any:
+    """Counts of conversations whose values are all far below 0."""
+    segments = traffic(600, seed=1)
+    low = replace(Stretches.of(segments), values=np.full((len(segments.row), 14), -3000, np.int16))
+    return ranges.emptied().plus(low).segments
+
+
 def _times(counted: Any) -> Any:
     """The same a hundred and twenty-eight times."""
     for _ in range(7):

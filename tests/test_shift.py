@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from schemas.commit import Shift
-from transforms.ranges.shift import FAR, LIMIT, after_epoch
+from transforms.ranges.shift import FAR, LIMIT, MOST, after_epoch
 
 RATE = 0.01
 
@@ -29,6 +29,7 @@ def test_the_sum_is_pages_recursion(days: list[tuple[int, int]]) -> None:
     expected, total, told_of = [], Fraction(0), False
     for epoch, (judged, flagged) in enumerate(days):
         total = max(total + flagged - FAR * judged * Fraction(1, 100), Fraction(0))
+        total = min(total, Fraction(MOST))
         told_of = told_of and total > 0
         if total >= LIMIT and not told_of:
             expected.append(epoch)
@@ -44,6 +45,11 @@ def test_chance_alone_raises_none_and_a_new_product_does_within_some_hundred() -
     assert 3 <= told(shifted)[0] <= 12
     assert len(told(shifted)) == 1, "said once while it lasts"
     assert told([*shifted, *[(300, 3)] * 200, *shifted])[1] >= 300, "and again after it was over"
+
+
+def test_a_long_shift_is_over_soon_after_its_last_epoch() -> None:
+    long = [(5000, 1000)] * 10
+    assert told([*long, *[(300, 3)] * 10, *long]) == [0, 20]
 
 
 def test_one_burst_among_normal_traffic_is_none() -> None:

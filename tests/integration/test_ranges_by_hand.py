@@ -187,13 +187,18 @@ def test_what_was_accepted_is_not_flagged_again(
     save_snapshot(begun.ranges, snapshot, {"max_tokens": 160})
     alerts = begun.alerts()
     ids.write_text("\n".join(alert["finding_info"]["uid"] for alert in alerts[1:]))
-    first = alerts[0]["finding_info"]["uid"]
+    first = alerts[0]["finding_info"]["uid"][:12]
     archive = ("--archive", begun.job.archive)
     new = ("--out", tmp_path / "new")
     assert ranges("accept", snapshot, *archive, *new, *BY_ANN) == 2, "everything? say so"
     assert ranges("accept", snapshot, *archive, "--alert", "0" * 64, *new, *BY_ANN) == 2
     chosen = ("--alert", first, "--ids", ids)
     assert ranges("accept", snapshot, *archive, *chosen, *BY_ANN) == 2, "where to?"
+    wrong = ("--alert", first, "0" * 64)
+    assert ranges("accept", snapshot, *archive, *wrong, *new, *BY_ANN) == 2, "one is not there"
+    other = ("--model", "another")
+    assert ranges("accept", snapshot, *archive, *chosen, *other, *new, *BY_ANN) == 2
+    assert "no flagged alert or conversation" in capsys.readouterr().err
     assert ranges("accept", snapshot, *archive, *chosen, *new, *BY_ANN) == 0
     assert (
         f"{len(alerts)} conversations of {MODEL} are to count as normal" in capsys.readouterr().err
@@ -238,11 +243,11 @@ def test_accepted_in_a_state_takes_effect_when_an_epoch_closes(
     slices.step()
     group = slices.ranges()[MODEL].accepted
     assert group is not None
-    archived = Counter(
-        row["status"] for row in Outcome(slices._job, slices.commit, {}).rows("conversations")
-    )
-    assert 0 < group.conversations.total <= archived["flagged"]
     steps(slices)
+    rows = Outcome(slices._job, slices.commit, {}).rows("conversations")
+    assert 0 < group.conversations.total <= Counter(row["status"] for row in rows)["flagged"]
+    by_epoch = {(row["epoch"], row["ranges_hash"]) for row in rows}
+    assert len(by_epoch) == len({epoch for epoch, _ in by_epoch}), "an epoch is judged by one"
     kept = slices.ranges()[MODEL].accepted
     assert kept is not None
     assert kept.hash == group.hash
@@ -257,6 +262,8 @@ def test_snapshots_are_merged_exactly(whole: Outcome, tmp_path: Path) -> None:
     merged = load_snapshot(tmp_path / "merged", whole.ranges.directions_hash)
     assert merged.hash == whole.ranges.merged(whole.ranges).hash
     assert ranges("merge", one, *out, *BY_ANN) == 2, "is there"
+    save_snapshot(whole.ranges, tmp_path / "long", {"max_tokens": 2048})
+    assert ranges("merge", one, tmp_path / "long", "--out", tmp_path / "n", *BY_ANN) == 2
     assert ranges("show", tmp_path / "nothing") == 2
 
 

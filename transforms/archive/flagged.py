@@ -1,22 +1,26 @@
 """Flagged conversations read back from the archive, by what a person names."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as ds
 
-from schemas.arrow import CONVERSATIONS, SEGMENT_COLUMNS
+from schemas.arrow import CONVERSATIONS, SEGMENT_COLUMNS, conversations_schema
 from schemas.ids import alert_id
 from schemas.records import Position, Segments, Status
 from transforms.archive.segments import segments_of
 
-_IDENTITY = ("source", "partition", "offset", "directions_hash", "policy", "conversation_id")
-_ROWS_AT_ONCE = 1024
+SHORTEST = 8
+"""Characters of an alert's id that name it."""
+
+_IDENTITY = ("source", "partition", "offset", "policy", "conversation_id")
+_ASKED = ("status", "directions_hash", "effective_time")
 
 
 @dataclass(frozen=True)
@@ -24,7 +28,7 @@ class Choice:
     """Which flagged conversations are meant.
 
     Attributes:
-      ids: of their alerts, or their own; none: any.
+      ids: of their alerts, or the beginnings of these, or their own; none: any.
       since: earliest effective time, milliseconds since 1970 UTC; None: any.
       until: the first that is too late; None: any.
     """
@@ -38,24 +42,65 @@ class Choice:
         """Whether nothing is left out."""
         return not self.ids and self.since is None and self.until is None
 
+    def named_by(self, alert: str, conversation: str) -> set[str]:
+        """Those of the ids that mean a conversation."""
+        beginnings = {each for each in self.ids if len(each) >= SHORTEST}
+        named = {each for each in beginnings if alert.startswith(each)}
+        return named | (self.ids & {conversation})
+
+
+@dataclass
+class Found:
+    """Flagged conversations, each once.
+
+    Attributes:
+      segments: of the conversations.
+      ids: that named any of them.
+    """
+
+    segments: Segments
+    ids: set[str] = field(default_factory=set)
+    positions: set[Position] = field(default_factory=set)
+
+    def add(self, rows: pa.RecordBatch, directions_hash: str, choice: Choice) -> None:
+        """Add those of some rows that are meant and not there yet."""
+        identities = rows.select(list(_IDENTITY)).to_pylist()
+        chosen = [self._is_new(row, directions_hash, choice) for row in identities]
+        places = np.flatnonzero(chosen)
+        directions = self.segments.low.shape[1]
+        self.segments = Segments.joined([self.segments, segments_of(rows, directions).take(places)])
+
+    def _is_new(self, row: dict[str, Any], directions_hash: str, choice: Choice) -> bool:
+        position = Position(row["source"], row["partition"], row["offset"])
+        alert = alert_id(position, directions_hash, row["policy"])
+        named = choice.named_by(alert, row["conversation_id"])
+        if position in self.positions or (choice.ids and not named):
+            return False
+        self.ids |= named
+        self.positions.add(position)
+        return True
+
 
 def read_flagged(
     archive: Path, model: str, directions_hash: str, directions: int, choice: Choice
-) -> Segments:
-    """Segments of the chosen conversations of a model that were flagged.
+) -> Found:
+    """The chosen conversations of a model that were flagged.
 
     Args:
       archive: root of the tables.
       model: its name.
-      directions_hash: of its directions; what was scored with others is passed over.
+      directions_hash: of its directions; what was scored with others is passed over, and so is what
+        a version before segments archived.
       directions: how many there are.
       choice: which are meant.
+
+    Raises:
+      OSError, pa.ArrowException: a file cannot be read.
     """
-    found = [Segments.none(0, directions)]
+    found = Found(Segments.none(0, directions))
     for rows in _rows(archive, model, directions_hash, choice):
-        meant = [_is_meant(row, choice.ids) for row in rows.select(list(_IDENTITY)).to_pylist()]
-        found.append(segments_of(rows.filter(pa.array(meant, pa.bool_())), directions))
-    return Segments.joined(found)
+        found.add(rows, directions_hash, choice)
+    return found
 
 
 def _rows(
@@ -64,20 +109,14 @@ def _rows(
     folder = archive / CONVERSATIONS / f"model={quote(model, safe='')}"
     if not folder.is_dir():
         return
-    wanted = (pc.field("status") == Status.FLAGGED.value) & (
-        pc.field("directions_hash") == directions_hash
-    )
+    wanted = (pc.field("status") == Status.FLAGGED.value) & pc.field("segment_role").is_valid()
+    wanted &= pc.field("directions_hash") == directions_hash
     for moment, compare in ((choice.since, pc.greater_equal), (choice.until, pc.less)):
         if moment is not None:
             time = pa.scalar(moment, pa.timestamp("ms", tz="UTC"))
             wanted &= compare(pc.field("effective_time"), time)
-    rows = ds.dataset(folder, format="parquet")
+    # Vectors of fixed length, which differ with the directions, are not read.
+    names = (*_IDENTITY, *_ASKED, *SEGMENT_COLUMNS)
+    schema = pa.schema([conversations_schema(1).field(name).with_nullable(True) for name in names])
     columns = [*_IDENTITY, *SEGMENT_COLUMNS]
-    yield from rows.to_batches(columns=columns, filter=wanted, batch_size=_ROWS_AT_ONCE)
-
-
-def _is_meant(row: dict[str, Any], ids: frozenset[str]) -> bool:
-    if not ids or row["conversation_id"] in ids:
-        return True
-    position = Position(row["source"], row["partition"], row["offset"])
-    return alert_id(position, row["directions_hash"], row["policy"]) in ids
+    yield from ds.dataset(folder, schema, "parquet").to_batches(columns=columns, filter=wanted)

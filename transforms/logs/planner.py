@@ -128,6 +128,7 @@ def plan(
     number: int,
     clock_ms: int,
     config_hash: str,
+    only_open: bool = False,
 ) -> Plan | None:
     """The next slice; None where nothing can be read, no epoch closed and nothing was deleted.
 
@@ -140,6 +141,7 @@ def plan(
       number: of the slice.
       clock_ms: now.
       config_hash: of the configuration.
+      only_open: read nothing beyond the epoch that is open.
 
     Raises:
       LogError: a log cannot be read on, for now.
@@ -153,7 +155,7 @@ def plan(
     peeks = _peek_all(logs, progress, closed_epoch, rules, records, clock_ms)
     _advance_idle(peeks, rules, clock_ms)
     barrier = min((peek.reach for peek in peeks), default=_NEVER)
-    chosen, left = _choose(peeks, barrier, closed_epoch, records, rules)
+    chosen, left = _choose(peeks, barrier, closed_epoch, records, rules, only_open)
     complete = _complete(chosen, left, barrier, closed_epoch, _latest_epoch(peeks))
     read = _by_partition(chosen)
     if not chosen and complete is None and not gaps:
@@ -272,7 +274,12 @@ def _advance_idle(peeks: Sequence[_Peek], rules: Rules, clock_ms: int) -> None:
 
 
 def _choose(
-    peeks: Sequence[_Peek], barrier: float, closed: int | None, records: int, rules: Rules
+    peeks: Sequence[_Peek],
+    barrier: float,
+    closed: int | None,
+    records: int,
+    rules: Rules,
+    only_open: bool,
 ) -> tuple[list[_Candidate], list[_Candidate]]:
     """The candidates that are read in this slice, and those that are not."""
     ahead = [candidate for peek in peeks for candidate in peek.candidates]
@@ -285,7 +292,7 @@ def _choose(
         )
     # A slice keeps to one day: what expires at its end is taken out of the ranges between slices.
     day_ends = Calendar(rules.epoch_ms).last_epoch(int(first))
-    last = min(barrier, first + MAX_EPOCHS - 1, day_ends)
+    last = min(barrier, first if only_open else first + MAX_EPOCHS - 1, day_ends)
     size, count = 0, 0
     for candidate in ahead:
         over = count >= records or (count > 0 and size + candidate.size > rules.bytes)

@@ -16,11 +16,11 @@ class Calendar:
 
     Attributes:
       epoch_ms: length of an epoch.
-      keep: how many generations stay in the ranges besides the one that is being counted.
+      keep_days: how long a generation stays in the ranges besides the one that is being counted.
     """
 
     epoch_ms: int
-    keep: int = 30
+    keep_days: int = 30
 
     def generation(self, epoch: int) -> int:
         """The generation in which an epoch begins."""
@@ -40,8 +40,12 @@ class Calendar:
 
     def expired(self, held: Iterable[int], epoch: int) -> list[int]:
         """Those of some generations that no longer count when an epoch begins, oldest first."""
-        oldest = self.generation(epoch) - self.keep
-        return sorted(each for each in held if each < oldest)
+        return sorted(each for each in held if each < self.generation(epoch) - self.kept)
+
+    @property
+    def kept(self) -> int:
+        """How many generations that is."""
+        return -(-self.keep_days * DAY_MS // self._length)
 
     @property
     def _length(self) -> int:

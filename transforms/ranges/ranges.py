@@ -119,11 +119,6 @@ class Ranges:
         return self.merged(replace(self.emptied(), accepted=group))
 
     @property
-    def groups(self) -> "tuple[Ranges, ...]":
-        """What is normal on its own: these, and what was accepted. Bounds are the widest of all."""
-        return (self,) if self.accepted is None else (self, self.accepted)
-
-    @property
     def is_empty(self) -> bool:
         """Whether they are of no traffic."""
         return not (self.conversations.total or self.judged or self.accepted)

@@ -8,7 +8,6 @@ from the last time on that nothing was. At LIMIT it is too much.
 """
 
 from dataclasses import replace
-from fractions import Fraction
 from typing import Final
 
 from schemas.commit import Shift
@@ -17,6 +16,12 @@ FAR: Final = 3
 LIMIT: Final = 20
 """Flagged conversations beyond those expected. Where the rate is kept within a factor of two,
 chance gets so far less than once in a million times that the sum leaves 0 (Poisson counts)."""
+
+MOST: Final = 2 * LIMIT
+"""More is not added up, so that a long shift is over soon after the last of it."""
+
+_DIGITS: Final = 9
+"""Sums are rounded to so many, so that they are those of decimal numbers."""
 
 
 def after_epoch(shift: Shift, epoch: int, judged: int, flagged: int, rate: float) -> Shift:
@@ -29,15 +34,15 @@ def after_epoch(shift: Shift, epoch: int, judged: int, flagged: int, rate: float
       flagged: of these.
       rate: asked for.
     """
-    grown = replace(
+    beyond = round(shift.beyond + flagged - FAR * rate * judged, _DIGITS)
+    if beyond <= 0:
+        return Shift()
+    is_news = beyond >= LIMIT and shift.raised is None
+    return replace(
         shift,
         since=epoch if shift.since is None else shift.since,
         judged=shift.judged + judged,
         flagged=shift.flagged + flagged,
+        beyond=min(beyond, float(MOST)),
+        raised=epoch if is_news else shift.raised,
     )
-    # By way of its decimal form 0.01 is a hundredth, not the float next to it.
-    beyond = grown.flagged - FAR * Fraction(str(rate)) * grown.judged
-    if beyond <= 0:
-        return Shift()
-    is_news = beyond >= LIMIT and grown.raised is None
-    return replace(grown, raised=epoch) if is_news else grown

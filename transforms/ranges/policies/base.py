@@ -1,11 +1,16 @@
 """What a policy is, and the settings any of them may use."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
+import numpy as np
+
 from schemas.errors import ConfigurationError
+from schemas.records import Int32s
 from transforms.ranges.fitted import Fitted, ScoreRule
 from transforms.ranges.ranges import Ranges
+from transforms.ranges.series import per_series
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +46,19 @@ class PolicySettings:
 
 Missing = tuple[int, int]
 """Conversations with a user, with an assistant; 0: calibrated."""
+
+
+def widest(ranges: Ranges, bounds_of: Callable[[Ranges], Int32s]) -> Int32s:
+    """Bounds [4D] of what is within either: the ranges, or what was accepted beside them.
+
+    Accepted conversations say nothing of a role that none of them has.
+    """
+    bounds, group = bounds_of(ranges), ranges.accepted
+    if group is None:
+        return bounds
+    counts = group.conversations
+    present = per_series(counts.stretches, counts.directions) > 0
+    return np.where(present, np.maximum(bounds, bounds_of(group)), bounds)
 
 
 class Policy(Protocol):

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from schemas.records import SEGMENT_TOKENS, Int32s, Role, UInt8s
 from transforms.ranges.fitted import Bools, Fitted, Integers, ScoreRule
-from transforms.ranges.policies.base import Missing, PolicySettings
+from transforms.ranges.policies.base import Missing, PolicySettings, widest
 from transforms.ranges.ranges import Ranges
 from transforms.ranges.scores import LENGTHS, ScoreCounts, Tally
 
@@ -141,7 +141,7 @@ class BudgetPolicy:
         # A flood of flagged ones has no say in how scores grow with length.
         user, assistant = (handicap_of(tally) for tally in ranges.scores.kept)
         return Fitted(
-            np.maximum.reduce([each.segments.quantile(BOUND_QUANTILE) for each in ranges.groups]),
+            widest(ranges, lambda each: each.segments.quantile(BOUND_QUANTILE)),
             (known[Role.USER], known[Role.ASSISTANT]),
             (
                 self._threshold(ranges, Role.USER, user),

@@ -11,7 +11,7 @@ import numpy as np
 
 from schemas.records import STEPS_PER_UNIT, Int32s, UInt8s
 from transforms.ranges.fitted import Bools, Fitted, Integers, ScoreRule, Thresholds
-from transforms.ranges.policies.base import Missing, PolicySettings
+from transforms.ranges.policies.base import Missing, PolicySettings, widest
 from transforms.ranges.ranges import Ranges
 
 
@@ -87,8 +87,8 @@ class ExtremesPolicy:
 
     def fit(self, ranges: Ranges) -> Fitted:
         """See `Policy.fit`."""
-        maxima = [group.conversations.maximum for group in ranges.groups]
-        return fit_bounds(np.maximum.reduce(maxima).astype(np.int32), ranges, self.settings)
+        bounds = widest(ranges, lambda each: each.conversations.maximum.astype(np.int32))
+        return fit_bounds(bounds, ranges, self.settings)
 
     def missing(self, ranges: Ranges) -> Missing:
         """See `Policy.missing`."""

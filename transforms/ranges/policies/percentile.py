@@ -7,10 +7,8 @@ conversation in the calibration set widen a range for good.
 from dataclasses import dataclass
 from typing import ClassVar
 
-import numpy as np
-
 from transforms.ranges.fitted import Fitted, ScoreRule
-from transforms.ranges.policies.base import Missing, PolicySettings
+from transforms.ranges.policies.base import Missing, PolicySettings, widest
 from transforms.ranges.policies.extremes import farthest_rule, fit_bounds, missing_of
 from transforms.ranges.ranges import Ranges
 
@@ -35,8 +33,8 @@ class PercentilePolicy:
     def fit(self, ranges: Ranges) -> Fitted:
         """See `Policy.fit`."""
         q = self.settings.percentile / 100
-        bounds = [group.conversations.quantile_of_all(q) for group in ranges.groups]
-        return fit_bounds(np.maximum.reduce(bounds), ranges, self.settings)
+        bounds = widest(ranges, lambda each: each.conversations.quantile_of_all(q))
+        return fit_bounds(bounds, ranges, self.settings)
 
     def missing(self, ranges: Ranges) -> Missing:
         """See `Policy.missing`."""
