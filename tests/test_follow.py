@@ -42,8 +42,8 @@ class Script:
     def lags(self) -> dict[str, int]:
         return {}
 
-    def calibrated(self) -> dict[str, tuple[bool, bool]]:
-        return {"a-model": (True, False)}
+    def missing(self) -> dict[str, tuple[int, int]]:
+        return {"a-model": (0, 7)}
 
 
 @pytest.fixture(autouse=True)
@@ -61,7 +61,7 @@ def test_slices_run_to_the_end_of_the_logs() -> None:
     script, loop = run(None, None, None)
     assert (script.commit.number, script.starts) == (3, 1)
     assert loop.health.failing is None
-    assert loop.health.calibrated == {"a-model": (True, False)}
+    assert loop.health.missing == {"a-model": (0, 7)}
 
 
 def test_what_fails_outside_is_taken_up_anew_from_the_newest_commit() -> None:
