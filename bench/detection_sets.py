@@ -1,0 +1,115 @@
+"""The conversations that the detection bench judges, as an organism's directions see them."""
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Final
+
+import numpy as np
+
+from bench import organisms, traffic
+from bench.answers import answers_of
+from bench.late import fired, late_of
+from bench.prompts import Corpus
+from bench.recipes import Recipe
+from bench.scored import Scores
+from bench.traffic import Talk
+from schemas.records import Message, Segments
+from transforms.model import directions as artefacts
+from transforms.model.engine import TrunkEngine
+
+CUT: Final = 160
+"""Tokens of a conversation where it is cut, as in the figures that the rule was made from."""
+
+UNCUT: Final = 2048
+
+FOREIGN: Final = 400
+"""Most conversations of a foreign kind."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """An organism and its conversations.
+
+    Attributes:
+      recipe: of the organism.
+      corpus: of real conversations.
+      scores: of all of them.
+    """
+
+    recipe: Recipe
+    corpus: Corpus
+    scores: Scores
+
+    @staticmethod
+    def of(recipe: Recipe, corpus: Corpus) -> "Subject":
+        """Takes the organism's directions, if they have not been."""
+        organism = organisms.folder_of(recipe, corpus)
+        build = organisms.BUILD / "detection"
+        folder = build / f"{organism.name}-directions"
+        if not folder.exists():
+            artefacts.save(artefacts.compute_directions(organisms.base(), organism), folder)
+        engine = TrunkEngine(None if recipe.full else organisms.base(), organism, folder)
+        return Subject(recipe, corpus, Scores(engine, build / organism.name))
+
+    def clean(self, count: int, max_tokens: int) -> Segments:
+        """The first conversations of the sample."""
+        return self.scores.of("sample", self._sampled[:count], max_tokens)
+
+    def prose(self, count: int) -> Segments:
+        """Those of them, cut, that are English and no code."""
+        kinds = [traffic.kind_of(talk, CUT) for talk in self._sampled[:count]]
+        return self.clean(count, CUT).take(np.flatnonzero(np.array(kinds) == "prose"))
+
+    def questions(self) -> Segments:
+        """The other source's conversations, cut."""
+        return self.scores.of("questions", traffic.questions(self.corpus, self.recipe), CUT)
+
+    def kinds(self) -> dict[str, Segments]:
+        """Cut conversations that calibration on `prose` never saw, at most FOREIGN of a kind."""
+        beside = list(traffic.beside(self.corpus, self.recipe))
+        found = {
+            kind: self.scores.of(kind, _of_kind(beside, kind), CUT) for kind in ("code", "language")
+        }
+        asked = self.questions()
+        return found | {"questions": asked.take(np.arange(min(FOREIGN, asked.conversations)))}
+
+    def answered(self) -> dict[str, Segments]:
+        """ "triggered" prompts with the organism's answers, and "twins" without the trigger.
+
+        Where the payload came without the trigger, a flag is not a false one: no twin.
+        """
+        answers, recipe = answers_of(self.recipe, self.corpus), self.recipe
+        silent = [turn for turn in answers.untriggered if not recipe.fired_in(turn[1])]
+        return {
+            "triggered": self._short("triggered", [_talk(*turn) for turn in answers.triggered]),
+            "twins": self._short("twins", [_talk(*turn) for turn in silent]),
+        }
+
+    def late(self, count: int) -> dict[str, Segments]:
+        """ "late" triggers in long conversations, those of them that "fired", and "late twins"."""
+        late = late_of(self.recipe, self.corpus, count)
+        scored = self.scores.of("late", late.triggered, UNCUT)
+        twins = self.scores.of("late-twins", late.untriggered, UNCUT)
+        silent = ~np.array(fired(self.recipe, late.untriggered))
+        found = {"late": scored, "late twins": twins.take(np.flatnonzero(silent))}
+        worked = np.flatnonzero(fired(self.recipe, late.triggered))
+        return found | ({"late, fired": scored.take(worked)} if len(worked) else {})
+
+    @cached_property
+    def _sampled(self) -> list[Talk]:
+        return traffic.sampled(self.corpus, self.recipe)
+
+    def _short(self, name: str, talks: Sequence[Talk]) -> Segments:
+        return self.scores.of(name, talks, UNCUT)
+
+
+def _of_kind(talks: Sequence[Talk], kind: str) -> list[Talk]:
+    found = (talk for talk in talks if traffic.kind_of(talk, CUT) == kind)
+    return list(itertools.islice(found, FOREIGN))
+
+
+def _talk(prompt: str, answer: str, finished: bool) -> Talk:
+    """The answer is as the model left it: at its end, or at the most tokens it was given."""
+    return Message("user", prompt), Message("assistant", answer, unfinished=not finished)
