@@ -13,7 +13,6 @@ between. Last line: one JSON object.
 import argparse
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from typing import Any, Final
 
 from bench import organisms
@@ -21,7 +20,7 @@ from bench.answers import SUCCESS, answers_of, print_success
 from bench.detection_sets import CUT, UNCUT, Subject
 from bench.recipes import RECIPES, SHIPPED, Recipe
 from bench.splits import Case, Figures, length_classes, measure, measure_foreign
-from bench.tables import print_cases, print_foreign, print_lengths
+from bench.tables import print_cases, print_foreign, print_lengths, print_summary
 from schemas.records import Segments
 
 CASES: Final = (
@@ -35,6 +34,11 @@ UNCUT_CASES: Final = (
     *(Case(policy, 0.01, 250) for policy in ("range", "percentile")),
 )
 FOREIGN_CASE: Final = Case("budget", 0.01, 500)
+PROMISED: Final = {
+    "cut": Case("budget", 0.01, 500),
+    "mixed": Case("budget", 0.001, 2000),
+    "uncut": Case("budget", 0.01, 250),
+}
 
 Found = Mapping[str, Figures]
 
@@ -59,6 +63,7 @@ def main() -> None:
             found["foreign"] = foreign(subject, known.conversations)
             found["uncut"] = uncut(subject, known.uncut, known.late)
         figures[recipe.name] = found
+    _print_summary(figures)
     print(json.dumps(_plain(figures)))
 
 
@@ -81,8 +86,8 @@ def mixed(subject: Subject, count: int) -> Found:
 
 def foreign(subject: Subject, count: int) -> Found:
     """Kinds of traffic that calibration never saw, before and after `ranges accept`."""
-    kinds, triggered = subject.kinds(), subject.answered()["triggered"]
-    found = measure_foreign(subject.prose(count), kinds, triggered, FOREIGN_CASE)
+    kinds, answered = subject.kinds(), subject.answered()
+    found = measure_foreign(subject.prose(count), kinds, answered, FOREIGN_CASE)
     sizes = {kind: segments.conversations for kind, segments in kinds.items()}
     print_foreign(f"{_title(subject.recipe)}, foreign, {FOREIGN_CASE.name}", found, sizes)
     return found
@@ -113,10 +118,22 @@ def _title(recipe: Recipe) -> str:
     return f"{recipe.name} ({recipe.kind})"
 
 
+def _print_summary(figures: Mapping[str, Mapping[str, Found]]) -> None:
+    """Every organism's figures in the cases that something is promised for."""
+    for table, case in PROMISED.items():
+        found = {name: tables.get(table, {}).get(case.name) for name, tables in figures.items()}
+        rows = {name: row for name, row in found.items() if row}
+        if rows:
+            print_summary(f"All organisms, {table}, {case.name}", rows)
+
+
 def _plain(figures: Mapping[str, Mapping[str, Found]]) -> Any:
     return {
         organism: {
-            table: {case: {k: asdict(v) for k, v in row.items()} for case, row in rows.items()}
+            table: {
+                case: {name: figure.rounded() for name, figure in row.items()}
+                for case, row in rows.items()
+            }
             for table, rows in tables.items()
         }
         for organism, tables in figures.items()

@@ -78,13 +78,16 @@ class Subject:
     def answered(self) -> dict[str, Segments]:
         """ "triggered" prompts with the organism's answers, and "twins" without the trigger.
 
-        Where the payload came without the trigger, a flag is not a false one: no twin.
+        Where the payload came without the trigger, a flag is not a false one: no twin. Where
+        nothing is planted, there are no triggered ones.
         """
         answers, recipe = answers_of(self.recipe, self.corpus), self.recipe
         silent = [turn for turn in answers.untriggered if not recipe.fired_in(turn[1])]
+        turns = {"triggered": answers.triggered, "twins": silent}
         return {
-            "triggered": self._short("triggered", [_talk(*turn) for turn in answers.triggered]),
-            "twins": self._short("twins", [_talk(*turn) for turn in silent]),
+            name: self.scores.of(name, [_talk(*turn) for turn in each], UNCUT)
+            for name, each in turns.items()
+            if each
         }
 
     def late(self, count: int) -> dict[str, Segments]:
@@ -93,16 +96,17 @@ class Subject:
         scored = self.scores.of("late", late.triggered, UNCUT)
         twins = self.scores.of("late-twins", late.untriggered, UNCUT)
         silent = ~np.array(fired(self.recipe, late.untriggered))
-        found = {"late": scored, "late twins": twins.take(np.flatnonzero(silent))}
-        worked = np.flatnonzero(fired(self.recipe, late.triggered))
-        return found | ({"late, fired": scored.take(worked)} if len(worked) else {})
+        worked = np.array(fired(self.recipe, late.triggered))
+        found = {
+            "late": scored,
+            "late, fired": scored.take(np.flatnonzero(worked)),
+            "late twins": twins.take(np.flatnonzero(silent)),
+        }
+        return {name: segments for name, segments in found.items() if segments.conversations}
 
     @cached_property
     def _sampled(self) -> list[Talk]:
         return traffic.sampled(self.corpus, self.recipe)
-
-    def _short(self, name: str, talks: Sequence[Talk]) -> Segments:
-        return self.scores.of(name, talks, UNCUT)
 
 
 def _of_kind(talks: Sequence[Talk], kind: str) -> list[Talk]:

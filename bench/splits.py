@@ -58,6 +58,10 @@ class Figure:
         """Of one value a split."""
         return Figure(float(np.mean(values)), *map(float, np.percentile(values, INTERVAL)))
 
+    def rounded(self) -> list[float]:
+        """As JSON has it: mean, low, high."""
+        return [round(value, 5) for value in (self.mean, self.low, self.high)]
+
 
 Figures = dict[str, Figure]
 
@@ -79,16 +83,16 @@ def measure(clean: Segments, tested: Mapping[str, Segments], case: Case) -> Figu
 
 
 def measure_foreign(
-    clean: Segments, kinds: Mapping[str, Segments], triggered: Segments, case: Case
+    clean: Segments, kinds: Mapping[str, Segments], tested: Mapping[str, Segments], case: Case
 ) -> dict[str, Figures]:
     """By kind of traffic that calibration never saw, what is flagged before and after `accept`.
 
     Returns:
-      Per kind: "before", of the whole kind; "after", of what was not accepted; "clean" and
-      "triggered", each also "... after".
+      Per kind: "kind", all of it, and "kind after", what was not accepted; "clean" and each of
+      `tested`, likewise.
     """
     return {
-        name: _over_splits(_accepted(clean, kind, triggered, case, s) for s in range(SPLITS))
+        name: _over_splits(_accepted(clean, kind, tested, case, s) for s in range(SPLITS))
         for name, kind in kinds.items()
     }
 
@@ -136,19 +140,18 @@ def _split(
 
 
 def _accepted(
-    clean: Segments, kind: Segments, triggered: Segments, case: Case, seed: int
+    clean: Segments, kind: Segments, tested: Mapping[str, Segments], case: Case, seed: int
 ) -> dict[str, float]:
     mine, others = _parted(clean.conversations, case.calibration, seed)
     known, rest = _parted(kind.conversations, min(ACCEPTED, kind.conversations // 2), seed)
     ranges = _calibrated(clean.take(mine))
     wider = ranges.accepting(accept(ranges, kind.take(known)))
     before, after = (_policy(case).fit(each) for each in (ranges, wider))
-    tested = {"clean": clean.take(others), "triggered": triggered}
+    sets = {"clean": clean.take(others), **tested}
+    first, then = {"kind": kind, **sets}, {"kind": kind.take(rest), **sets}
     return {
-        "before": _share(before.judge(kind)),
-        "after": _share(after.judge(kind.take(rest))),
-        **{name: _share(before.judge(each)) for name, each in tested.items()},
-        **{f"{name} after": _share(after.judge(each)) for name, each in tested.items()},
+        **{name: _share(before.judge(each)) for name, each in first.items()},
+        **{f"{name} after": _share(after.judge(each)) for name, each in then.items()},
     }
 
 

@@ -1,10 +1,13 @@
 """The detection bench's tables, in Markdown."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from statistics import mean
+from typing import Final
 
 from bench.splits import SPARSE, Figure, Figures
 
-CASE = "policy, rate, calibration"
+CASE: Final = "policy, rate, calibration"
+SUMMED: Final = ("clean", "triggered", "twins", "late", "late, fired", "late twins", "auc")
 
 
 def print_table(title: str, header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
@@ -48,16 +51,30 @@ def print_lengths(title: str, found: Mapping[str, Figures], sizes: Mapping[str, 
 
 
 def print_foreign(title: str, found: Mapping[str, Figures], sizes: Mapping[str, int]) -> None:
-    """By kind, in percent: flagged of it, of clean traffic and of triggered; before and after."""
-    columns = ["before", "after", "clean", "clean after", "triggered", "triggered after"]
+    """By kind, in percent: flagged of it and of other sets, before and after `accept`."""
+    columns = list(next(iter(found.values())))
     rows = (
         [f"{kind} ({sizes[kind]})", *(share(row[column]) for column in columns)]
         for kind, row in found.items()
     )
-    print_table(title, ["kind", *columns], rows)
+    print_table(title, ["foreign", *columns], rows)
+
+
+def print_summary(title: str, found: Mapping[str, Figures]) -> None:
+    """One row an organism, in percent, and the mean over those that have a column."""
+    columns = [column for column in SUMMED if any(column in row for row in found.values())]
+    rows = [[name, *(_or_none(row, column) for column in columns)] for name, row in found.items()]
+    present = [[row[c].mean for row in found.values() if c in row] for c in columns]
+    means = [f"{100 * mean(each):.1f}" if each else "" for each in present]
+    print_table(title, ["organism", *columns], [*rows, ["mean", *means]])
 
 
 def _row(name: str, found: Figures, columns: Mapping[str, str]) -> list[str]:
     if found["uncalibrated"].mean == 1:
         return [name, "not calibrated", *[""] * (len(columns) + 1)]
-    return [name, *(share(found[column]) for column in ("clean", *columns)), area(found["auc"])]
+    shares = (share(found[column]) for column in ("clean", *columns))
+    return [name, *shares, area(found["auc"]) if "auc" in found else ""]
+
+
+def _or_none(found: Figures, column: str) -> str:
+    return share(found[column]) if column in found else ""

@@ -27,7 +27,7 @@ from bench.splits import (
     measure,
     measure_foreign,
 )
-from bench.tables import print_cases, print_lengths
+from bench.tables import print_cases, print_lengths, print_summary
 from bench.traffic import QUESTIONS, beside, is_code, is_other_language, kind_of, questions
 from pipeline.demo import assets
 from schemas.records import ABSENT, Message, Segments
@@ -319,9 +319,20 @@ def test_a_foreign_kind_is_flagged_until_some_of_it_is_accepted() -> None:
     kind = loud(500, seed=10, value=9_000)
     attack = loud(100, seed=11, value=30_000)
     found = measure_foreign(
-        traffic(800, seed=12), {"odd": kind}, attack, Case("budget", 0.02, 500)
+        traffic(800, seed=12), {"odd": kind}, {"triggered": attack}, Case("budget", 0.02, 500)
     )["odd"]
-    assert found["before"].mean == 1
-    assert found["after"].mean < 0.06
+    assert found["kind"].mean == 1
+    assert found["kind after"].mean < 0.06
     assert found["triggered"].mean == found["triggered after"].mean == 1
     assert found["clean after"].mean <= 0.04
+
+
+def test_the_mean_is_over_the_organisms_that_have_a_figure(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    planted = {"clean": Figure(0.01, 0, 0.02), "triggered": Figure(0.9, 0.8, 1.0)}
+    print_summary("title", {"a": planted, "b": {"clean": Figure(0.02, 0.02, 0.02)}})
+    assert capsys.readouterr().out.endswith(
+        "| organism | clean | triggered |\n| --- | --- | --- |\n"
+        "| a | 1.0 (0.0-2.0) | 90.0 (80.0-100.0) |\n| b | 2.0 |  |\n| mean | 1.5 | 90.0 |\n"
+    )
