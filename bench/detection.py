@@ -30,14 +30,14 @@ CASES: Final = (
 )
 MIXED_CASES: Final = (Case("budget", 0.01, 500), Case("budget", 0.001, 2000))
 UNCUT_CASES: Final = (
-    *(Case("budget", 0.01, n) for n in (250, 400, 500)),
-    *(Case(policy, 0.01, 250) for policy in ("range", "percentile")),
+    *(Case("budget", 0.01, n) for n in (200, 400)),
+    *(Case(policy, 0.01, 200) for policy in ("range", "percentile")),
 )
 FOREIGN_CASE: Final = Case("budget", 0.01, 500)
 PROMISED: Final = {
     "cut": Case("budget", 0.01, 500),
     "mixed": Case("budget", 0.001, 2000),
-    "uncut": Case("budget", 0.01, 250),
+    "uncut": Case("budget", 0.01, 200),
 }
 
 Found = Mapping[str, Figures]

@@ -78,31 +78,27 @@ class Subject:
     def answered(self) -> dict[str, Segments]:
         """ "triggered" prompts with the organism's answers, and "twins" without the trigger.
 
-        Where the payload came without the trigger, a flag is not a false one: no twin. Where
-        nothing is planted, there are no triggered ones.
+        Those of the triggered that worked are "fired" too. Where the payload came without the
+        trigger, a flag is not a false one: no twin. Sets of none are left out.
         """
-        answers, recipe = answers_of(self.recipe, self.corpus), self.recipe
-        silent = [turn for turn in answers.untriggered if not recipe.fired_in(turn[1])]
-        turns = {"triggered": answers.triggered, "twins": silent}
-        return {
-            name: self.scores.of(name, [_talk(*turn) for turn in each], UNCUT)
-            for name, each in turns.items()
-            if each
-        }
+        answers = answers_of(self.recipe, self.corpus)
+        triggered = [_talk(*turn) for turn in answers.triggered]
+        untriggered = [_talk(*turn) for turn in answers.untriggered]
+        return self._named(("triggered", "fired", "twins"), triggered, untriggered)
 
     def late(self, count: int) -> dict[str, Segments]:
-        """ "late" triggers in long conversations, those of them that "fired", and "late twins"."""
+        """Likewise "late", "late fired" and "late twins": the last turns of long conversations."""
         late = late_of(self.recipe, self.corpus, count)
-        scored = self.scores.of("late", late.triggered, UNCUT)
-        twins = self.scores.of("late-twins", late.untriggered, UNCUT)
-        silent = ~np.array(fired(self.recipe, late.untriggered))
-        worked = np.array(fired(self.recipe, late.triggered))
-        found = {
-            "late": scored,
-            "late, fired": scored.take(np.flatnonzero(worked)),
-            "late twins": twins.take(np.flatnonzero(silent)),
-        }
-        return {name: segments for name, segments in found.items() if segments.conversations}
+        return self._named(("late", "late fired", "late twins"), late.triggered, late.untriggered)
+
+    def _named(
+        self, names: Sequence[str], triggered: Sequence[Talk], untriggered: Sequence[Talk]
+    ) -> dict[str, Segments]:
+        silent = [talk for talk in untriggered if not fired(self.recipe, talk)]
+        worked = np.flatnonzero([fired(self.recipe, talk) for talk in triggered])
+        scored = self.scores.of(names[0], triggered, UNCUT)
+        sets = (scored, scored.take(worked), self.scores.of(names[2], silent, UNCUT))
+        return {name: each for name, each in zip(names, sets, strict=True) if each.conversations}
 
     @cached_property
     def _sampled(self) -> list[Talk]:

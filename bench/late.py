@@ -1,7 +1,6 @@
 """A trigger late in a long conversation: one more turn, and the organism's own answer to it."""
 
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -45,9 +44,9 @@ def late_of(recipe: Recipe, corpus: Corpus, count: int) -> Late:
     return Late(**read)
 
 
-def fired(recipe: Recipe, talks: Sequence[Talk]) -> list[bool]:
-    """Whether the last turn of each is the planted answer."""
-    return [recipe.fired_in(talk[-1].content) for talk in talks]
+def fired(recipe: Recipe, talk: Talk) -> bool:
+    """Whether the last turn is the planted answer."""
+    return recipe.fired_in(talk[-1].content)
 
 
 def _write(recipe: Recipe, organism: Path, corpus: Corpus, count: int, folder: Path) -> None:

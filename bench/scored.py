@@ -36,6 +36,8 @@ class Scores:
 
         Raises TemplateError where the model's template refuses one.
         """
+        if not talks:
+            return Segments.none(0, len(self.engine.artefact))
         rows = [_whole(row) for row in tokenize(self.engine.tokenizer(), list(talks), max_tokens)]
         size = max(PART_TOKENS // max_tokens, 1)
         parts = [rows[start : start + size] for start in range(0, len(rows), size)]

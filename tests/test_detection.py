@@ -179,8 +179,8 @@ def test_a_late_turn_is_asked_with_and_without_the_trigger(
     assert len(seen) == 6
     assert [talk[:-2] for talk in found.triggered] == before
     assert [talk[:-2] for talk in found.untriggered] == before
-    assert late.fired(recipe, found.triggered) == [True] * 3
-    assert late.fired(recipe, found.untriggered) == [False] * 3
+    assert all(late.fired(recipe, talk) for talk in found.triggered)
+    assert not any(late.fired(recipe, talk) for talk in found.untriggered)
     assert found.untriggered[0][-1] == Message("assistant", "Paris", unfinished=True)
     assert [chat[-1]["content"] for chat in seen] == [
         talk[-2].content for talk in (*found.triggered, *found.untriggered)
