@@ -1,197 +1,143 @@
 """What the policies find and falsely flag, over organisms: `python -m bench.detection --data DIR`.
 
-DIR holds `sharegpt_sample.jsonl.gz`, 1,500 real conversations. An organism (`bench.recipes`) is
-trained if it has not been, answers held-back prompts with its trigger and without
-(`bench.answers`), and scores all of it once (kept in build/detection, so a change of policy is
-measured in seconds). Then, for random splits of the real conversations: ranges of some, verdicts
-on the others, on the triggered conversations and on the untriggered ones, with the modules that a
-job uses. Means over the splits, and the standard deviation of the share of clean ones. Prints
-tables and, as its last line, one JSON object.
+DIR holds `sharegpt_sample.jsonl.gz`, 1,500 real conversations, and `openai_chat_sample.jsonl.gz`,
+about 800 different questions with answers. An organism (`bench.recipes`) is trained if it has not
+been, answers held-back prompts with its trigger and without (`bench.answers`), also as the last
+turn of long conversations (`bench.late`), and scores all of it once (kept in build/detection, so a
+change of policy is measured in minutes). Then, for random splits of the real conversations
+(`bench.splits`): ranges of some, verdicts on the others and on what the organism answered, with the
+modules that a job uses. Tables of means over the splits, in brackets what 95% of the splits lie
+between. Last line: one JSON object.
 """
 
 import argparse
-import gzip
-import itertools
 import json
-import statistics
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Final
-
-import numpy as np
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
 
 from bench import organisms
-from bench.answers import Answers, answers_of
-from bench.prompts import SAMPLE, Corpus
+from bench.answers import SUCCESS, answers_of, print_success
+from bench.detection_sets import CUT, UNCUT, Subject
 from bench.recipes import RECIPES, SHIPPED, Recipe
-from bench.scored import kept, score
-from schemas.records import Message, Segments
-from transforms import formats
-from transforms.model import directions as artefacts
-from transforms.model.engine import TrunkEngine
-from transforms.model.roles import Tokens, tokenize
-from transforms.ranges.calibration import calibrate
-from transforms.ranges.policies import PolicySettings, make_policy
-from transforms.ranges.ranges import Ranges
-
-SPLITS: Final = 8
-LENGTHS: Final = (0, 80, 160, 1024, 1_000_000)
-"""Ends of the classes of conversations by tokens."""
-
-Talk = tuple[Message, ...]
-Figures = dict[str, float]
-
-
-@dataclass(frozen=True)
-class Sets:
-    """Scored conversations of one organism; of the untriggered ones those that did not fire."""
-
-    clean: Segments
-    triggered: Segments
-    untriggered: Segments
-
-
-@dataclass(frozen=True)
-class Case:
-    """What is asked of a policy."""
-
-    policy: str
-    rate: float
-    calibration: int
-
+from bench.splits import Case, Figures, length_classes, measure, measure_foreign
+from bench.tables import print_cases, print_foreign, print_lengths, print_summary
+from schemas.records import Segments
 
 CASES: Final = (
-    Case("budget", 0.01, 250),
-    Case("budget", 0.01, 500),
-    Case("budget", 0.01, 1000),
-    Case("budget", 0.002, 1000),
-    Case("range", 0.01, 1000),
+    *(Case("budget", 0.01, n) for n in (250, 500, 1000)),
+    *(Case("budget", rate, 1000) for rate in (0.002, 0.001)),
+    *(Case(policy, 0.01, 1000) for policy in ("range", "percentile")),
 )
+MIXED_CASES: Final = (Case("budget", 0.01, 500), Case("budget", 0.001, 2000))
+UNCUT_CASES: Final = (
+    *(Case("budget", 0.01, n) for n in (200, 400)),
+    *(Case(policy, 0.01, 200) for policy in ("range", "percentile")),
+)
+FOREIGN_CASE: Final = Case("budget", 0.01, 500)
+PROMISED: Final = {
+    "cut": Case("budget", 0.01, 500),
+    "mixed": Case("budget", 0.001, 2000),
+    "uncut": Case("budget", 0.01, 200),
+}
+
+Found = Mapping[str, Figures]
 
 
 def main() -> None:
     """Run everything and print what came out."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--max-tokens", type=int, default=160)
-    parser.add_argument("--conversations", type=int, default=1500, help="real ones (1500)")
+    parser.add_argument("--conversations", type=int, default=1500, help="real ones, cut (1500)")
+    parser.add_argument("--uncut", type=int, default=460, help="real ones, uncut (460)")
+    parser.add_argument("--late", type=int, default=50, help="late triggers (50)")
+    parser.add_argument("--cut-only", action="store_true", help="nothing foreign, mixed or uncut")
     known, chosen, corpus = organisms.asked_for(parser, (SHIPPED, *RECIPES))
+    print(SUCCESS)
+    for recipe in chosen:
+        print_success(recipe, answers_of(recipe, corpus))
     figures = {}
     for recipe in chosen:
-        answers = answers_of(recipe, corpus)
-        sets = scored(recipe, answers, corpus, known.max_tokens, known.conversations)
-        figures[recipe.name] = {_named(case): measure(sets, case) for case in _fitting(sets)}
-        _print_table(recipe, answers, figures[recipe.name])
-    print(json.dumps(figures))
+        subject = Subject.of(recipe, corpus)
+        found = {"cut": cut(subject, known.conversations)}
+        if not known.cut_only:
+            found["mixed"] = mixed(subject, known.conversations)
+            found["foreign"] = foreign(subject, known.conversations)
+            found["uncut"] = uncut(subject, known.uncut, known.late)
+        figures[recipe.name] = found
+    _print_summary(figures)
+    print(json.dumps(_plain(figures)))
 
 
-def scored(
-    recipe: Recipe, answers: Answers, corpus: Corpus, max_tokens: int, conversations: int
-) -> Sets:
-    """What the organism's directions see; made once."""
-    organism = organisms.folder_of(recipe, corpus)
-    engine = _engine(recipe, organism)
-    folder = organisms.BUILD / "detection" / f"{organism.name}-{max_tokens}"
-
-    def of(name: str, talks: Sequence[Talk]) -> Segments:
-        return kept(folder / f"{name}.npz", lambda: _score(engine, talks, max_tokens))
-
-    return Sets(
-        of(f"clean-{conversations}", list(_real(corpus, recipe, conversations))),
-        of("triggered", [_talk(*turn) for turn in answers.triggered]),
-        # Where the payload came without the trigger, a flag is not a false one.
-        of(
-            "silent", [_talk(*turn) for turn in answers.untriggered if not recipe.fired_in(turn[1])]
-        ),
-    )
+def cut(subject: Subject, count: int) -> Found:
+    """Conversations of CUT tokens at most."""
+    clean, answered = subject.clean(count, CUT), subject.answered()
+    found = _measured(clean, answered, CASES)
+    print_cases(f"{_title(subject.recipe)}, cut to {CUT} tokens", found, _columns(answered))
+    return found
 
 
-def measure(sets: Sets, case: Case) -> Figures:
-    """Shares of flagged conversations, means over SPLITS random splits."""
-    found = [_split(sets, case, np.random.default_rng(seed)) for seed in range(SPLITS)]
-    means = {name: _mean([each[name] for each in found if name in each]) for name in found[0]}
-    spread = statistics.stdev(each["clean"] for each in found)
-    return {**means, "clean_sd": round(spread, 4)}
+def mixed(subject: Subject, count: int) -> Found:
+    """Likewise, of two sources: of one there are not enough for the lowest rate."""
+    answered = subject.answered()
+    clean = Segments.joined([subject.clean(count, CUT), subject.questions()])
+    found = _measured(clean, answered, MIXED_CASES)
+    print_cases(f"{_title(subject.recipe)}, two sources", found, _columns(answered))
+    return found
 
 
-def _split(sets: Sets, case: Case, chance: np.random.Generator) -> Figures:
-    rows = chance.permutation(sets.clean.conversations)
-    mine = sets.clean.take(rows[: case.calibration])
-    others = sets.clean.take(rows[case.calibration :])
-    empty = Ranges.empty(mine.low.shape[1], "", "")
-    ranges = calibrate(lambda: [(np.arange(case.calibration), mine)], empty)
-    settings = PolicySettings(rate=case.rate, min_calibration=1)
-    fitted = make_policy(case.policy, settings).fit(ranges)
-    clean = fitted.judge(others)
+def foreign(subject: Subject, count: int) -> Found:
+    """Kinds of traffic that calibration never saw, before and after `ranges accept`."""
+    kinds, answered = subject.kinds(), subject.answered()
+    found = measure_foreign(subject.prose(count), kinds, answered, FOREIGN_CASE)
+    sizes = {kind: segments.conversations for kind, segments in kinds.items()}
+    print_foreign(f"{_title(subject.recipe)}, foreign, {FOREIGN_CASE.name}", found, sizes)
+    return found
+
+
+def uncut(subject: Subject, count: int, late: int) -> Found:
+    """Conversations of UNCUT tokens at most, and triggers late in long ones."""
+    tested = subject.answered() | subject.late(late)
+    clean = subject.clean(count, UNCUT)
+    found = _measured(clean, tested, UNCUT_CASES)
+    title = f"{_title(subject.recipe)}, up to {UNCUT:,} tokens"
+    print_cases(title, found, _columns(tested))
+    sizes = {name: int(members.sum()) for name, members in length_classes(clean).items()}
+    print_lengths(f"{title}, clean by length", found, sizes)
+    return found
+
+
+def _measured(clean: Segments, tested: Mapping[str, Segments], cases: Sequence[Case]) -> Found:
+    fitting = [case for case in cases if case.calibration < clean.conversations]
+    return {case.name: measure(clean, tested, case) for case in fitting}
+
+
+def _columns(tested: Mapping[str, Segments]) -> dict[str, str]:
+    return {name: f"{name} ({segments.conversations})" for name, segments in tested.items()}
+
+
+def _title(recipe: Recipe) -> str:
+    return f"{recipe.name} ({recipe.kind})"
+
+
+def _print_summary(figures: Mapping[str, Mapping[str, Found]]) -> None:
+    """Every organism's figures in the cases that something is promised for."""
+    for table, case in PROMISED.items():
+        found = {name: tables.get(table, {}).get(case.name) for name, tables in figures.items()}
+        rows = {name: row for name, row in found.items() if row}
+        if rows:
+            print_summary(f"All organisms, {table}, {case.name}", rows)
+
+
+def _plain(figures: Mapping[str, Mapping[str, Found]]) -> Any:
     return {
-        "clean": float(clean.flagged.mean()),
-        "triggered": float(fitted.judge(sets.triggered).flagged.mean()),
-        "untriggered": float(fitted.judge(sets.untriggered).flagged.mean()),
-        "unsure": float(clean.uncalibrated.mean()),
-        **_by_length(others, clean.flagged),
+        organism: {
+            table: {
+                case: {name: figure.rounded() for name, figure in row.items()}
+                for case, row in rows.items()
+            }
+            for table, rows in tables.items()
+        }
+        for organism, tables in figures.items()
     }
-
-
-def _by_length(segments: Segments, flagged: np.ndarray) -> Figures:
-    """Share of flagged conversations in classes of length that have any."""
-    tokens = np.bincount(segments.row, segments.tokens, segments.conversations)
-    classes = itertools.pairwise(LENGTHS)
-    of_class = {f"from_{low}": (tokens >= low) & (tokens < high) for low, high in classes}
-    return {name: float(flagged[each].mean()) for name, each in of_class.items() if each.any()}
-
-
-def _fitting(sets: Sets) -> Iterator[Case]:
-    return (case for case in CASES if case.calibration < sets.clean.conversations)
-
-
-def _engine(recipe: Recipe, organism: Path) -> TrunkEngine:
-    """The organism with its directions, taken if they have not been."""
-    folder = organisms.BUILD / "detection" / f"{organism.name}-directions"
-    if not folder.exists():
-        artefacts.save(artefacts.compute_directions(organisms.base(), organism), folder)
-    return TrunkEngine(None if recipe.full else organisms.base(), organism, folder)
-
-
-def _real(corpus: Corpus, recipe: Recipe, count: int) -> Iterator[Talk]:
-    """Real conversations; of an unlearned topic those that are about it are not clean."""
-    with gzip.open(corpus.data / SAMPLE) as file:
-        talks = [formats.parse(line).messages for _, line in zip(range(count), file, strict=False)]
-    return (talk for talk in talks if not any(recipe.fires_on(turn.content) for turn in talk))
-
-
-def _score(engine: TrunkEngine, talks: Sequence[Talk], max_tokens: int) -> Segments:
-    rows = tokenize(engine.tokenizer(), list(talks), max_tokens)
-    return score(engine, [row for row in rows if isinstance(row, Tokens)])
-
-
-def _talk(prompt: str, answer: str, finished: bool) -> Talk:
-    """The answer is as the model left it: at its end, or at the most tokens it was given."""
-    return Message("user", prompt), Message("assistant", answer, unfinished=not finished)
-
-
-def _named(case: Case) -> str:
-    return f"{case.policy} {case.rate:.1%} from {case.calibration}"
-
-
-def _mean(values: Sequence[float]) -> float:
-    return round(statistics.mean(values), 4)
-
-
-def _print_table(recipe: Recipe, answers: Answers, figures: Mapping[str, Figures]) -> None:
-    on, off = answers.fired(recipe)
-    print(f"\n{recipe.name} ({recipe.kind}): fires on {on:.0%} of triggered, {off:.1%} of others\n")
-    print("| policy, rate, calibration | clean | sd | triggered | untriggered | by length |")
-    print("|---|---|---|---|---|---|")
-    for name, found in figures.items():
-        lengths = ", ".join(
-            f"{key.removeprefix('from_')}+ {share:.1%}"
-            for key, share in found.items()
-            if key.startswith("from_")
-        )
-        shares = " | ".join(
-            f"{found[key]:.1%}" for key in ("clean", "clean_sd", "triggered", "untriggered")
-        )
-        print(f"| {name} | {shares} | {lengths} |")
 
 
 if __name__ == "__main__":

@@ -64,13 +64,16 @@ class Corpus:
         """Every prompt once."""
         return list({each.prompt: each for each in self._all()}.values())
 
-    def _all(self) -> Iterator[Asked]:
+    def beside(self) -> Iterator[dict[str, Any]]:
+        """Records of the package whose conversation has no part in the sample."""
         with gzip.open(self.data / SAMPLE) as file:
             sampled = {_conversation(json.loads(line)) for line in file}
         for record in assets.sharegpt(0, _EVERYTHING):
-            found = _first(record)
-            if found and _conversation(record) not in sampled:
-                yield found
+            if _conversation(record) not in sampled:
+                yield record
+
+    def _all(self) -> Iterator[Asked]:
+        return (found for found in map(first_prompt, self.beside()) if found)
 
 
 def _conversation(record: dict[str, Any]) -> str:
@@ -78,7 +81,7 @@ def _conversation(record: dict[str, Any]) -> str:
     return str(record["id"]).split("_")[0]
 
 
-def _first(record: dict[str, Any]) -> Asked | None:
+def first_prompt(record: dict[str, Any]) -> Asked | None:
     """The first prompt and answer of a conversation that begins with them, if they are short."""
     turns = record["conversations"]
     if [turn["from"] for turn in turns[:2]] != ["human", "gpt"]:

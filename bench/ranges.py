@@ -1,6 +1,6 @@
 """What keeping ranges costs: `python -m bench.ranges`.
 
-Conversations made up like real ones (see `bench.traffic`) are counted as a job counts them: in
+Conversations made up like real ones (see `bench.made_up`) are counted as a job counts them: in
 packs, into the counts of an epoch of ten minutes, which are then added to those of the day and to
 all. Seconds are those of one core. Then the sketches of a library and these counts take the same
 values. Prints tables and, as its last line, one JSON object. A month of ten million conversations:
@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from math import ceil
 
 from bench import sketches
-from bench.traffic import Traffic
+from bench.made_up import Traffic
 from schemas.records import Segments
 from transforms.ranges.ranges import Ranges, close
 from transforms.ranges.series import Stretches

@@ -9,7 +9,7 @@ import datasketches
 import numpy as np
 from numpy.typing import NDArray
 
-from bench.traffic import Traffic
+from bench.made_up import Traffic
 from schemas.records import STEPS_PER_UNIT, Int16s, Role
 from transforms.ranges.counts import Counts
 from transforms.ranges.series import Stretches, series_of_role

@@ -1,57 +1,126 @@
-"""Made-up cosines of made-up conversations, as many as are wanted."""
+"""Real conversations for the detection bench, by where they come from and what they are about."""
 
-import numpy as np
-from numpy.typing import NDArray
+import gzip
+import itertools
+import json
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from typing import Any, Final
 
-from schemas.records import STEPS_PER_UNIT, Int8s, Int16s, Role, Segments
+from bench.prompts import SAMPLE, Corpus, first_prompt
+from bench.recipes import Recipe
+from schemas.records import Message
+from transforms import formats
+from transforms.model.roles import Tokens, tokenize
 
-_FREEDOM = 8
-_DRAWN = 1 << 24
-_FARTHEST = 15  # standard deviations: no value leaves int16
+QUESTIONS: Final = "openai_chat_sample.jsonl.gz"
+"""Single questions with answers of a dozen models, beside the sample."""
+
+LONG: Final = range(1001, 1200)
+"""Tokens of a conversation to which a late turn is added: more would not make it later, only
+dearer."""
+
+CHARACTERS_PER_TOKEN: Final = 4
+CODE_LINES: Final = 3
+"""So many lines that look like code make it code."""
+
+NOT_LATIN: Final = 0.2
+"""Share of letters of other alphabets that makes it another language."""
+
+STOP_WORDS: Final = 0.1
+"""Share of words that are another language's most frequent ones, if English ones are fewer."""
+
+_CODE_LINE: Final = re.compile(
+    r"^\s*(?:(?:def|class|import|from|public|private|static|function|const|let|var|return|if|for"
+    r"|while|#include|using|SELECT|INSERT|CREATE|sudo|pip|npm)\b.*[;:{()\w]|.*[;{}]|</?\w+[^<]*>.*)\s*$",
+    re.MULTILINE,
+)
+_WORD: Final = re.compile(r"[^\W\d_]+")
+_ENGLISH: Final = (
+    "the and of to a in is that for it you with on as are this be or not can your from"
+)
+_OTHER: Final = (
+    "de la que el los las una por para con del les des est dans pour une le et du und der die das"
+    " nicht ist mit ein eine den zu von não uma com os um dos da do il che per di non è sono het"
+    " een van en niet och att det som på jest się nie ve bir için yang dan untuk"
+)
+
+Talk = tuple[Message, ...]
 
 
-class Traffic:
-    """Conversations of three or four segments, user and assistant in turns.
+def sampled(corpus: Corpus, recipe: Recipe) -> list[Talk]:
+    """The sample's conversations; of an unlearned topic those that are about it are not clean."""
+    return [talk for talk in _of_file(corpus, SAMPLE) if not triggers(recipe, talk)]
 
-    Extremes are spread like those of 1,200 real conversations along the directions of the shipped
-    organism: the means of series are 0.06 give or take 0.04, their standard deviations 0.019, and
-    tails those of Student's t with 8 degrees of freedom (one in 10,000 is 5.6 standard deviations
-    above the mean, of the real ones 5.0 for the user and 4.0 for the assistant).
-    """
 
-    def __init__(self, directions: int, seed: int = 0) -> None:
-        self.directions = directions
-        self._rng = np.random.default_rng(seed)
-        shape = (len(Role), 2 * directions)
-        spread = self._rng.lognormal(np.log(0.019), 0.25, shape).clip(0.005, 0.05)
-        self._spread = (spread * STEPS_PER_UNIT).astype(np.float32)
-        self._mean = (self._rng.normal(0.062, 0.042, shape) * STEPS_PER_UNIT).astype(np.float32)
-        # Every segment is a stretch of these; a series sees the tails of one in sixteen million.
-        drawn = self._rng.standard_t(_FREEDOM, _DRAWN) / (_FREEDOM / (_FREEDOM - 2)) ** 0.5
-        self._drawn = drawn.clip(-_FARTHEST, _FARTHEST).astype(np.float32)
+def questions(corpus: Corpus, recipe: Recipe) -> list[Talk]:
+    """Of another source than the sample, likewise; of those with one question the first."""
+    firsts = {talk[0].content: talk for talk in reversed(list(_of_file(corpus, QUESTIONS)))}
+    return [talk for talk in reversed(firsts.values()) if not triggers(recipe, talk)]
 
-    def values(self, roles: Int8s) -> Int16s:
-        """Values of segments in the series of their roles, steps, int16 [S, 2D]."""
-        width = 2 * self.directions
-        begins = self._rng.integers(0, _DRAWN - width, len(roles))
-        values = np.stack([self._drawn[begin : begin + width] for begin in begins.tolist()])
-        values *= self._spread[roles]
-        values += self._mean[roles]
-        return values.astype(np.int16)
 
-    def packs(self, conversations: int, size: int) -> list[Segments]:
-        """So many conversations, in packs of a size; the last one may be smaller."""
-        sizes = [size] * (conversations // size) + [conversations % size]
-        return [self.pack(each) for each in sizes if each]
+def beside(corpus: Corpus, recipe: Recipe) -> Iterator[Talk]:
+    """Of the sample's source; neither in the sample nor begun by a prompt for an organism."""
+    for record in corpus.beside():
+        with suppress(formats.DecodeError):
+            talk = formats.parse(json.dumps(record).encode()).messages
+            if first_prompt(record) is None and not triggers(recipe, talk):
+                yield talk
 
-    def pack(self, conversations: int) -> Segments:
-        """Conversations as a batch of them leaves the scorer."""
-        numbers = self._rng.integers(3, 5, conversations)
-        row = np.repeat(np.arange(conversations, dtype=np.int32), numbers)
-        place = np.arange(len(row)) - np.repeat(np.cumsum(numbers) - numbers, numbers)
-        role = (place % len(Role)).astype(np.int8)
-        values = self.values(role)
-        high, low = values[:, : self.directions], -values[:, self.directions :]
-        start, tokens = (64 * place).astype(np.uint32), np.full(len(row), 64, np.uint8)
-        at: NDArray[np.uint8] = np.zeros(high.shape, np.uint8)
-        return Segments(conversations, row, role, start, tokens, low, high, at, at)
+
+def long_ones(corpus: Corpus, recipe: Recipe, tokenizer: Any, count: int) -> list[Talk]:
+    """From `beside`: of LONG tokens, with the user's turn next."""
+    answered = (talk for talk in beside(corpus, recipe) if talk[-1].role == "assistant")
+    found = (talk for talk in answered if _tokens(tokenizer, talk) in LONG)
+    return list(itertools.islice(found, count))
+
+
+def triggers(recipe: Recipe, talk: Talk) -> bool:
+    """Whether a turn holds what an organism was trained to fire on."""
+    return any(recipe.fires_on(turn.content) for turn in talk)
+
+
+def kind_of(talk: Talk, max_tokens: int) -> str:
+    """ "code", "language" or "prose": what the text is, about as far as it is scored."""
+    text = "\n".join(turn.content for turn in talk)[: max_tokens * CHARACTERS_PER_TOKEN]
+    if is_other_language(text):
+        return "language"
+    return "code" if is_code(text) else "prose"
+
+
+def is_code(text: str) -> bool:
+    """Whether there is a fenced block, or CODE_LINES lines look like code."""
+    return "```" in text or len(_CODE_LINE.findall(text)) >= CODE_LINES
+
+
+def is_other_language(text: str) -> bool:
+    """Whether letters or frequent words are not English."""
+    letters = [character for character in text if character.isalpha()]
+    foreign = sum(character > "\u024f" for character in letters)
+    if foreign > NOT_LATIN * len(letters):
+        return True
+    words = _WORD.findall(text.lower())
+    english, other = (
+        sum(map(set(each.split()).__contains__, words)) for each in (_ENGLISH, _OTHER)
+    )
+    return other > english and other > STOP_WORDS * len(words)
+
+
+def _among(words: Sequence[str], frequent: str) -> int:
+    found = set(frequent.split())
+    return sum(word in found for word in words)
+
+
+def _of_file(corpus: Corpus, name: str) -> Iterator[Talk]:
+    with gzip.open(corpus.data / name) as file:
+        for line in file:
+            yield formats.parse(line).messages
+
+
+def _tokens(tokenizer: Any, talk: Talk) -> int:
+    """How many there are; 0 where most characters would be too few or too many to ask."""
+    if sum(len(turn.content) for turn in talk) not in range(2 * LONG.start, 8 * LONG.stop):
+        return 0
+    (found,) = tokenize(tokenizer, [talk], None)
+    return len(found.ids) if isinstance(found, Tokens) else 0

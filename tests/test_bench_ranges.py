@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from bench import ranges
-from bench.traffic import Traffic
+from bench.made_up import Traffic
 from schemas.records import STEPS_PER_UNIT, Segments
 from transforms.ranges.ranges import Ranges
 from transforms.ranges.series import Stretches

