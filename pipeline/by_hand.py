@@ -20,7 +20,7 @@ import pyarrow as pa
 
 from pipeline import report
 from pipeline.learning import frozen
-from pipeline.state import ask, newest_commit, ranges_path
+from pipeline.state import ask, model_names, newest_commit, ranges_path
 from schemas.acts import Act, ActKind
 from schemas.artefacts import read_json
 from schemas.commit import Commit, ModelState
@@ -213,11 +213,10 @@ def _max_tokens(folder: Path) -> int:
 def _names(root: Path, commit: Commit) -> list[str]:
     """Of the models that the job on a state judges now."""
     try:
-        job = read_json(root / "job.json")
+        named = sorted(model_names(read_json(root / "job.json")))
     except (OSError, ValueError):  # no command has run on it yet
         return sorted(commit.models)
-    named = job.get("models") or [job["model"]]
-    return sorted(named) if set(named) <= commit.models.keys() else sorted(commit.models)
+    return named if set(named) <= commit.models.keys() else sorted(commit.models)
 
 
 def _directions_hash(folder: Path) -> str:

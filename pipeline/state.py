@@ -12,7 +12,7 @@ STATE/pending/00000012/       files of slice 12, until their epoch goes into the
 
 import fcntl
 import shutil
-from collections.abc import Callable, Container, Iterable
+from collections.abc import Callable, Container, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any, TypeVar
@@ -136,6 +136,11 @@ class State:
         for path in (self.root / "ranges").glob("*.safetensors"):
             if path.stem not in needed:
                 path.unlink()
+
+
+def model_names(job: Mapping[str, Any]) -> list[str]:
+    """Of the models that a job judges, by what `job.json` says of it."""
+    return list(job.get("models") or [job["model"]])
 
 
 def newest_commit(root: Path) -> Commit | None:

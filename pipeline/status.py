@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.learning import frozen
-from pipeline.state import newest_commit, oldest_commit, pending_plan, ranges_path
+from pipeline.state import model_names, newest_commit, oldest_commit, pending_plan, ranges_path
 from schemas.artefacts import read_json
 from schemas.client_properties import NOT_SECURED, ClientProperties
 from schemas.commit import Commit, Ledger, ModelState
@@ -140,7 +140,7 @@ class Status:
 
     @property
     def _names(self) -> list[str]:
-        return list(self.job.get("models") or [self.job["model"]])
+        return model_names(self.job)
 
     @property
     def _several(self) -> bool:
