@@ -20,6 +20,7 @@ from schemas.plan import Plan
 from schemas.range_shift import RangeShift
 from transforms.archive import files, fitted, pending, rows
 from transforms.judge import RING
+from transforms.ranges.policies import label
 from transforms.ranges.ranges import Ranges, close
 from transforms.ranges.series import per_series
 from transforms.ranges.shift import after_epoch
@@ -151,7 +152,7 @@ def _shifted(
 
 def _event(shift: Shift, rate: float, epoch: int, plan: Plan, job: Job, model: Model) -> RangeShift:
     partitions = [f"{each.id.source}/{each.id.partition}" for each in plan.after]
-    named = (model.name, model.directions.hash, fitted.label(job.policy))
+    named = (model.name, model.directions.hash, label(job.policy))
     return RangeShift(
         range_shift_id(partitions, *named, epoch),
         *named,
@@ -175,7 +176,7 @@ def _told(ranges_hash: str, job: Job, model: Model) -> str:
     return combined_hash(
         {
             "ranges": ranges_hash,
-            "policy": f"{fitted.label(job.policy)} {job.policy.settings}",
+            "policy": f"{label(job.policy)} {job.policy.settings}",
             "model": model.name,
         }
     )

@@ -18,7 +18,14 @@ from schemas.artefacts import canonical_json
 from schemas.errors import ConfigurationError
 from schemas.records import ABSENT, STEPS_PER_UNIT, Int32s
 from transforms.archive.rows import cosines
-from transforms.ranges.policies import POLICY_NAMES, Fitted, Policy, PolicySettings, make_policy
+from transforms.ranges.policies import (
+    POLICY_NAMES,
+    Fitted,
+    Policy,
+    PolicySettings,
+    label,
+    make_policy,
+)
 from transforms.ranges.ranges import Ranges
 from transforms.ranges.scores import BIN_WIDTH
 from transforms.ranges.series import PER_DIRECTION, per_series
@@ -52,11 +59,6 @@ class Basis:
     fitted: Fitted
     directions: tuple[Entry, ...]
     conversations: tuple[int, int]
-
-
-def label(policy: Policy) -> str:
-    """A policy's name and version, as verdicts carry them."""
-    return f"{policy.name}/{policy.version}"
 
 
 def columns(policy: Policy, ranges: Ranges) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from schemas.records import ScoredPack, VerdictPack
 from transforms.ranges.counting import count
-from transforms.ranges.policies import Fitted, Policy
+from transforms.ranges.policies import Fitted, Policy, label
 from transforms.ranges.ranges import Ranges
 
 
@@ -26,9 +26,10 @@ class Judge:
         """
         fitted = self._fit(closed)
         judgements = fitted.judge(pack.segments)
-        name = f"{self._policy.name}/{self._policy.version}"
         user, assistant = closed.conversations.stretches.tolist()
-        verdicts = VerdictPack(pack, judgements.records(), name, closed.hash, (user, assistant))
+        verdicts = VerdictPack(
+            pack, judgements.records(), label(self._policy), closed.hash, (user, assistant)
+        )
         return verdicts, count(self._policy, opened, judgements)
 
     def _fit(self, closed: Ranges) -> Fitted:

@@ -5,7 +5,7 @@ from typing import Final
 
 from schemas.errors import ConfigurationError
 from transforms.ranges.fitted import Fitted, Judgements
-from transforms.ranges.policies.base import Missing, Policy, PolicySettings
+from transforms.ranges.policies.base import Missing, Policy, PolicySettings, label
 from transforms.ranges.policies.budget import SCORE_RULE, BudgetPolicy
 from transforms.ranges.policies.extremes import ExtremesPolicy
 from transforms.ranges.policies.percentile import PercentilePolicy
@@ -19,6 +19,7 @@ __all__ = [
     "Missing",
     "Policy",
     "PolicySettings",
+    "label",
     "make_policy",
 ]
 

@@ -101,3 +101,8 @@ class Policy(Protocol):
     def missing(self, ranges: Ranges) -> Missing:
         """How many more conversations with each role it takes until that role is calibrated."""
         ...
+
+
+def label(policy: Policy) -> str:
+    """A policy's name and version, as verdicts carry them."""
+    return f"{policy.name}/{policy.version}"
