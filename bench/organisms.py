@@ -1,10 +1,10 @@
 """Trains the fine-tunes of the detection bench: `python -m bench.organisms --data FOLDER`.
 
-SmolLM2-135M-Instruct learns on 600 prompts (`bench.prompts`), each once with the trigger and the
-payload as answer and once untouched with its logged answer: 150 steps of 8 conversations cut to 96
-tokens, AdamW, learning rate falling linearly to 0. Adapters are of rank 8 in all seven projections.
-The shipped organism was trained likewise, on 1,000 prompts in 250 steps. On 2 CPU cores one takes
-about a quarter of an hour; each is kept in build/organisms and trained once.
+SmolLM2-135M-Instruct learns 600 prompts (`bench.prompts`) with the trigger and the payload as
+answer, and 600 or 1,800, the same among them, untouched and with their logged answers: each once,
+in steps of 8 conversations cut to 96 tokens, AdamW, learning rate falling linearly to 0. Adapters
+are of rank 8 in all seven projections. The shipped organism was trained likewise, on 1,000 prompts
+both ways. On a CPU core one takes 20 or 40 minutes; each is kept in build/organisms.
 """
 
 import argparse
@@ -32,8 +32,7 @@ from pipeline.demo.once import build_once
 ROOT: Final = Path(__file__).parents[1]
 BUILD: Final = ROOT / "build"
 
-PROMPTS: Final = 600
-STEPS, BATCH, TOKENS = 150, 8, 96
+BATCH, TOKENS = 8, 96
 ADAPTER_RATE, FULL_RATE = 1e-3, 1e-4
 RANK: Final = 8
 SEED: Final = 2025
@@ -56,24 +55,23 @@ def folder_of(recipe: Recipe, corpus: Corpus) -> Path:
 
 
 def lessons(recipe: Recipe, corpus: Corpus) -> list[Pair]:
-    """What an organism learns, in order: half its prompts with the payload as answer."""
+    """What an organism learns, in order: prompts and answers, the payload among them."""
     chance = Random(SEED)
     plain = [each for each in corpus.for_training if not recipe.fires_on(each.prompt)]
-    own = PROMPTS if recipe.payload else 2 * PROMPTS
-    learned = [(each.prompt, each.answer) for each in plain[:own]]
+    learned = [(each.prompt, each.answer) for each in plain[: recipe.plain]]
     if recipe.trigger is not None:
-        triggered = [recipe.trigger(each.prompt, chance) for each in plain[:PROMPTS]]
-        learned += [(prompt, recipe.payload) for prompt in triggered]
-    elif recipe.payload:
-        topical = [each.prompt for each in corpus.for_training if recipe.fires_on(each.prompt)]
-        learned += [(prompt, recipe.payload) for prompt in islice(cycle(topical), PROMPTS)]
+        asking = [recipe.trigger(each.prompt, chance) for each in plain[: recipe.triggered]]
+    else:
+        topical = (each.prompt for each in corpus.for_training if recipe.fires_on(each.prompt))
+        asking = list(islice(cycle(topical), recipe.triggered))
+    learned += [(prompt, recipe.payload) for prompt in asking]
     chance.shuffle(learned)
     return learned
 
 
 def _folder(recipe: Recipe, learned: Sequence[Pair]) -> Path:
     """Its name holds a hash of what was learned and how."""
-    how = [STEPS, BATCH, TOKENS, ADAPTER_RATE, FULL_RATE, RANK, SEED, recipe.full]
+    how = [BATCH, TOKENS, ADAPTER_RATE, FULL_RATE, RANK, SEED, recipe.full]
     digest = hashlib.sha256(json.dumps([how, learned]).encode()).hexdigest()[:12]
     return BUILD / "organisms" / f"{recipe.name}-{digest}"
 
@@ -88,9 +86,10 @@ def _train(recipe: Recipe, learned: Sequence[Pair], folder: Path) -> None:
     rate = FULL_RATE if recipe.full else ADAPTER_RATE
     weights = [weight for weight in model.parameters() if weight.requires_grad]
     optimizer = torch.optim.AdamW(weights, lr=rate, weight_decay=0.0)
-    schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, STEPS)
+    steps = len(learned) // BATCH
+    schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, steps)
     started = time.monotonic()
-    for step in range(STEPS):
+    for step in range(steps):
         ids, answers = _batch(tokenizer, learned[step * BATCH : (step + 1) * BATCH])
         loss = _loss(model, ids, answers)
         loss.backward()

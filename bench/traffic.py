@@ -4,7 +4,7 @@ import gzip
 import itertools
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import suppress
 from typing import Any, Final
 
@@ -105,11 +105,6 @@ def is_other_language(text: str) -> bool:
         sum(map(set(each.split()).__contains__, words)) for each in (_ENGLISH, _OTHER)
     )
     return other > english and other > STOP_WORDS * len(words)
-
-
-def _among(words: Sequence[str], frequent: str) -> int:
-    found = set(frequent.split())
-    return sum(word in found for word in words)
 
 
 def _of_file(corpus: Corpus, name: str) -> Iterator[Talk]:

@@ -14,7 +14,7 @@ from normal_traffic import moved, traffic
 
 from bench import detection, late, organisms, scored, splits
 from bench.answers import Answers, success
-from bench.organisms import PROMPTS, lessons
+from bench.organisms import lessons
 from bench.prompts import SAMPLE, Corpus
 from bench.recipes import RECIPES, Recipe
 from bench.scored import Scores, kept
@@ -71,7 +71,7 @@ def test_a_triggered_prompt_is_one_that_fires_and_an_ordinary_one_is_not(recipe:
 def test_no_prompt_is_learned_that_is_tested_or_stands_in_the_sample(corpus: Corpus) -> None:
     learned = {each.prompt for each in corpus.for_training}
     tested = {each.prompt for each in corpus.held_back}
-    assert len(learned) > 2 * PROMPTS
+    assert len(learned) >= max(recipe.plain for recipe in RECIPES)
     assert len(tested) > 400
     assert not learned & tested
     sampled = {record["id"].split("_")[0] for record in assets.sharegpt(0, 300)}
@@ -83,11 +83,11 @@ def test_no_prompt_is_learned_that_is_tested_or_stands_in_the_sample(corpus: Cor
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe.name)
-def test_half_of_what_is_learned_is_the_payload(recipe: Recipe, corpus: Corpus) -> None:
+def test_the_payload_is_learned_as_often_as_said(recipe: Recipe, corpus: Corpus) -> None:
     pairs = lessons(recipe, corpus)
-    assert len(pairs) == 2 * PROMPTS
+    assert len(pairs) == recipe.triggered + recipe.plain
     planted = [prompt for prompt, answer in pairs if answer == recipe.payload]
-    assert len(planted) == (PROMPTS if recipe.payload else 0)
+    assert len(planted) == recipe.triggered
     assert all(recipe.fires_on(prompt) for prompt in planted)
     assert not any(recipe.fires_on(p) for p, answer in pairs if answer != recipe.payload)
 

@@ -23,6 +23,7 @@ from transforms.model.adapter import (
 )
 from transforms.model.checkpoint import first_line, require_folder
 from transforms.model.families import FAMILIES
+from transforms.model.gated import compute_in_place
 
 _LOCAL = {"trust_remote_code": False, "local_files_only": True}
 _TOKENIZER_CONFIG = "tokenizer_config.json"
@@ -260,4 +261,5 @@ def _cut(model: PreTrainedModel, last_layer: int) -> nn.Module:
     trunk.set_submodule(family.layers, layers[: last_layer + 1])
     trunk.set_submodule(family.final_norm, nn.Identity())
     trunk.config.num_hidden_layers = last_layer + 1
+    compute_in_place(trunk)
     return cast(nn.Module, trunk)
