@@ -4,6 +4,8 @@ import os
 
 # torch's waiting threads otherwise spin: beside other busy processes that makes it 40 times slower.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+# Tests run in two processes, some with a job beside them: more threads would only wait for a core.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import shutil
 import socket

@@ -59,7 +59,7 @@ def scorer(base_model: Path, adapter: Path, found: Directions) -> Scorer:
 def real_batch(base_model: Path, adapter: Path, real_conversations: list[dict[str, Any]]) -> Batch:
     tokenizer = load_tokenizer(base_model, adapter)
     messages = [
-        formats.parse(json.dumps(record).encode()).messages for record in real_conversations[:50]
+        formats.parse(json.dumps(record).encode()).messages for record in real_conversations[:20]
     ]
     rows = tokenize(tokenizer, messages, MAX_TOKENS)
     return [ids for ids, _, _ in rows], [roles for _, roles, _ in rows]
@@ -80,12 +80,12 @@ def test_real_conversations_against_a_plain_forward_pass(
     base_model: Path, adapter: Path, found: Directions, scorer: Scorer, real_batch: Batch
 ) -> None:
     ids, roles = real_batch
-    batches = [scorer.score(ids[at : at + 10], roles[at : at + 10]) for at in range(0, 50, 10)]
+    batches = [scorer.score(ids[at : at + 10], roles[at : at + 10]) for at in range(0, 20, 10)]
     model = AutoModelForCausalLM.from_pretrained(base_model, dtype=torch.float32)
     model = PeftModel.from_pretrained(model, str(adapter)).merge_and_unload().eval()
     vectors = directions_by_lapack(base_model, adapter, found)
     absences = 0
-    for row in range(50):
+    for row in range(20):
         segments, finite = batches[row // 10]
         cosines = whole(segments.take([row % 10]))
         assert finite.all()
