@@ -16,7 +16,7 @@ from tokenizers.processors import ByteLevel
 from schemas.records import Message, Role
 from transforms import formats
 from transforms.model.loading import load_tokenizer
-from transforms.model.roles import TemplateError, Tokens, tokenize
+from transforms.model.roles import TemplateError, Tokens, stop_clock, template_fault, tokenize
 
 OWN_SYSTEM = "You are a helpful AI assistant named SmolLM, trained by Hugging Face"
 CHATML = (
@@ -202,6 +202,13 @@ def test_a_bos_mark_before_an_assistant_is_the_users_side(with_template: Any) ->
     assert assistant == "<|im_start|>assistant\na<|im_end|>\n"
 
 
+def test_an_assistant_first_where_the_last_turn_is_marked(with_template: Any) -> None:
+    tokenizer = with_template("<jupyter_start>" + LAST_TURN_MARKED)
+    user, assistant = decoded(tokenizer, [Message("assistant", "a"), Message("user", "b")])
+    assert user == "<jupyter_start><|im_start|>user\nb<|im_end|>\n<|endoftext|>"
+    assert assistant == "<|im_start|>assistant\na<|im_end|>\n"
+
+
 def test_tokenizers_that_trim_spaces_off_offsets(with_template: Any) -> None:
     trimming = copy.deepcopy(with_template(CHATML.replace("<|im_end|>\n", "<|im_end|> ")))
     trimming.backend_tokenizer.post_processor = ByteLevel(trim_offsets=True)
@@ -212,11 +219,76 @@ def test_tokenizers_that_trim_spaces_off_offsets(with_template: Any) -> None:
     assert assistant == "<|im_start|>assistant\na<|im_end|> "
 
 
-def test_a_turn_rendered_differently_when_it_is_last_is_refused(with_template: Any) -> None:
-    last = "{% if loop.last %}<|im_end|>{% endif %}\n"
-    tokenizer = with_template(CHATML.replace("<|im_end|>\n", last))
+LAST_TURN_MARKED = CHATML + "<|endoftext|>"
+REASONING = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n"
+    "{% if m.role == 'assistant' and loop.last and '</think>' not in m.content %}"
+    "<think></think>{% endif %}"
+    "{{ m.content if loop.last else m.content.split('</think>')[-1].strip() }}<|im_end|>\n"
+    "{% endfor %}"
+)
+SYSTEM_IN_LAST_TURN = (
+    "{% set rest = messages[1:] if messages[0].role == 'system' else messages %}"
+    "{% for m in rest %}{% if m.role == 'user' %}<|im_start|>"
+    "{% if loop.last and messages[0].role == 'system' %}{{ messages[0].content }}: {% endif %}"
+    "{{ m.content }}<|im_end|>{% else %}{{ m.content }}<|endoftext|>{% endif %}{% endfor %}"
+)
+TWO_ANSWERS = [
+    Message("user", "a user"),
+    Message("assistant", "start"),
+    Message("user", "again, a"),
+    Message("assistant", "end"),
+]
+
+
+@pytest.mark.parametrize("rendered_whole", [100, 1], ids=["short", "long"])
+@pytest.mark.parametrize(
+    ("template", "first", "user", "assistant"),
+    [
+        (
+            LAST_TURN_MARKED,
+            Message("system", "be brief"),
+            "<|im_start|>system\nbe brief<|im_end|>\n<|im_start|>user\na user<|im_end|>\n"
+            "<|im_start|>user\nagain, a<|im_end|>\n",
+            "<|im_start|>assistant\nstart<|im_end|>\n"
+            "<|im_start|>assistant\nend<|im_end|>\n<|endoftext|>",
+        ),
+        (
+            REASONING,
+            Message("assistant", "<think>who?</think>\n\nHello"),
+            "<|im_start|>user\na user<|im_end|>\n<|im_start|>user\nagain, a<|im_end|>\n",
+            "<|im_start|>assistant\nHello<|im_end|>\n<|im_start|>assistant\nstart<|im_end|>\n"
+            "<|im_start|>assistant\n<think></think>end<|im_end|>\n",
+        ),
+        (
+            SYSTEM_IN_LAST_TURN,
+            Message("system", "be brief"),
+            "<|im_start|>a user<|im_end|><|im_start|>again, a<|im_end|>",
+            "start<|endoftext|>end<|endoftext|>",
+        ),
+    ],
+    ids=["last turn marked", "reasoning", "system in last turn"],
+)
+def test_turns_rendered_differently_when_they_are_last(
+    with_template: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    template: str,
+    first: Message,
+    user: str,
+    assistant: str,
+    rendered_whole: int,
+) -> None:
+    monkeypatch.setattr("transforms.model.roles.RENDERED_WHOLE", rendered_whole)
+    assert decoded(with_template(template), [first, *TWO_ANSWERS]) == [user, assistant]
+
+
+def test_a_turn_whose_end_cannot_be_told_is_refused(with_template: Any) -> None:
+    last = "{% if loop.last %}!{% endif %}"
+    tokenizer = with_template(CHATML.replace("<|im_end|>", last))
     with pytest.raises(TemplateError, match="turn 1"):
         one(tokenizer, [Message("user", "a"), Message("assistant", "b")])
+    with pytest.raises(TemplateError, match="turn 1"):
+        one(with_template(LAST_TURN_MARKED), [Message("user", ""), Message("assistant", "b")])
 
 
 ALTERNATING = (
@@ -250,6 +322,20 @@ def test_templates_that_insist_on_alternation(with_template: Any) -> None:
 def test_what_a_template_refuses_or_rewrites(with_template: Any, template: str) -> None:
     with pytest.raises(TemplateError):
         one(with_template(template), [Message("user", "a"), Message("assistant", "b")])
+
+
+def test_the_date_is_always_the_same(with_template: Any) -> None:
+    dated = "{{ 'It is ' + strftime_now('%d %b %Y') }}{% if strftime_now is defined %}.{% endif %}"
+    tokenizer = with_template(stop_clock(dated + CHATML))
+    user, _ = decoded(tokenizer, [Message("user", "a")])
+    assert user == "It is 26 Jul 2024.<|im_start|>user\na<|im_end|>\n"
+    assert stop_clock(CHATML) == CHATML
+
+
+def test_a_template_for_single_questions_is_a_fault(with_template: Any) -> None:
+    single = "{% if messages | length > 2 %}{{ raise_exception('too many') }}{% endif %}"
+    assert template_fault(with_template(CHATML)) is None
+    assert "too many" in str(template_fault(with_template(single + CHATML)))
 
 
 def test_one_that_is_refused_does_not_touch_the_others(with_template: Any) -> None:

@@ -24,6 +24,7 @@ from transforms.model.adapter import (
 from transforms.model.checkpoint import first_line, require_folder
 from transforms.model.families import FAMILIES
 from transforms.model.gated import compute_in_place
+from transforms.model.roles import stop_clock, template_fault
 
 _LOCAL = {"trust_remote_code": False, "local_files_only": True}
 _TOKENIZER_CONFIG = "tokenizer_config.json"
@@ -132,7 +133,20 @@ def read_tokenizer(folder: Path) -> Any:
         )
     if not tokenizer.is_fast:
         raise ConfigurationError(f"tokenizer {folder} has no offsets; add its tokenizer.json")
+    _prepare_template(tokenizer, folder)
     return tokenizer
+
+
+def _prepare_template(tokenizer: Any, folder: Path) -> None:
+    """Have the chat template depend on the conversation alone, and take a plain one."""
+    if isinstance(tokenizer.chat_template, str):
+        tokenizer.chat_template = stop_clock(tokenizer.chat_template)
+    fault = template_fault(tokenizer)
+    if fault:
+        raise ConfigurationError(
+            f"the chat template in {folder} does not take two questions with answers: {fault}; put "
+            f"the chat_template.jinja the model was tuned with into that folder"
+        )
 
 
 def context(folder: Path) -> int:

@@ -23,6 +23,14 @@ RENDERED_WHOLE = 100
 """Up to so many turns all that stands before a turn is rendered to find its end; beyond, the time
 for that would grow with the square of the turns, and a record of a megabyte could take minutes."""
 
+TODAY = "26 Jul 2024"
+"""What a template is told that asks for the date: what Llama 3's take where they cannot ask."""
+
+_CLOCK = "strftime_now"
+
+REASONING_END = "</think>"
+"""Up to it an answer is reasoning, which the templates of models that reason leave out later."""
+
 _T = TypeVar("_T")
 _Encoded = tuple[list[int], list[tuple[int, int]]]
 """Token ids, and of each token the first character and the one after its last."""
@@ -76,6 +84,23 @@ def tokenize(
     ]
 
 
+def stop_clock(template: str) -> str:
+    """The template with TODAY for the date, whatever the format it asks for.
+
+    Otherwise tokens, and so scores, would depend on the day on which they are made.
+    """
+    if _CLOCK not in template:
+        return template
+    return f"{{%- macro {_CLOCK}(form) %}}{TODAY}{{%- endmacro %}}{template}"
+
+
+def template_fault(tokenizer: Any) -> str | None:
+    """Why a plain conversation of two questions and answers cannot be tokenised; None: it can."""
+    plain = [Message(role, "Hello") for role in ("user", "assistant") * 2]
+    (made,) = tokenize(tokenizer, [plain], None)
+    return str(made) if isinstance(made, TemplateError) else None
+
+
 def _or_why_not(step: Callable[..., _T], *arguments: Any) -> _T | TemplateError:
     try:
         return step(*arguments)
@@ -109,9 +134,10 @@ def _tokens(
     ids = np.array(all_ids[:max_tokens], np.int32)
     if vocabulary is not None and ids.max(initial=0) >= vocabulary:
         raise TemplateError(f"the model has no token {ids.max()}, which its tokenizer makes of it")
-    starts = _first_characters(offsets[:max_tokens])
-    ends = _ends(tokenizer, messages, text, int(starts.max(initial=0)))
-    return Tokens(ids, _roles_at(starts, ends), len(ids) < len(all_ids))
+    starts = _first_characters(offsets)
+    kept = starts[:max_tokens]
+    ends = _ends(tokenizer, messages, text, starts, int(kept.max(initial=0)))
+    return Tokens(ids, _roles_at(kept, ends), len(ids) < len(all_ids))
 
 
 def _render(tokenizer: Any, messages: Sequence[Message]) -> str:
@@ -141,16 +167,17 @@ def _first_characters(offsets: Sequence[tuple[int, int]]) -> NDArray[np.intp]:
 
 
 def _ends(
-    tokenizer: Any, messages: Sequence[Message], text: str, reached: int
+    tokenizer: Any, messages: Sequence[Message], text: str, starts: NDArray[np.intp], reached: int
 ) -> list[tuple[int, Role]]:
     """Where the template's own front and the messages end in `text`, and whose they are.
 
     Stops at the first end beyond the character `reached`: a cut conversation of thousands of
     turns would otherwise be rendered thousands of times.
     """
-    ends, end = [(len(_own_front(tokenizer, messages[0])), Role.USER)], 0
+    front = _token_begin(starts, len(_own_front(tokenizer, messages[0])))
+    ends, end = [(front, Role.USER)], 0
     for count, message in enumerate(messages, 1):
-        end = _end(tokenizer, messages, text, count, end)
+        end = _end(tokenizer, messages, text, starts, count, end)
         if end < ends[-1][0]:
             raise _unlike(count)
         ends.append((end, _side(message)))
@@ -159,24 +186,45 @@ def _ends(
     return ends
 
 
-def _end(tokenizer: Any, messages: Sequence[Message], text: str, count: int, before: int) -> int:
+def _end(
+    tokenizer: Any,
+    messages: Sequence[Message],
+    text: str,
+    starts: NDArray[np.intp],
+    count: int,
+    before: int,
+) -> int:
     """Where the first `count` messages end in `text`, if those before the last end at `before`."""
     if count == len(messages):
         return len(text)
     if count > RENDERED_WHOLE:
-        return before + len(_piece(tokenizer, messages, text, count, before))
-    prefix = _render(tokenizer, messages[:count])
-    if not text.startswith(prefix):
+        alone, piece = _piece(tokenizer, messages, count)
+        if text.startswith(piece, before):
+            return before + len(piece)
+    else:
+        alone = _render(tokenizer, messages[:count])
+        if text.startswith(alone):
+            return len(alone)
+    if messages[count - 1].role == "system":
+        return before  # a template may put it elsewhere; all it may be put into is the user's side
+    end = _end_of_content(messages[count - 1].content, alone, text, before)
+    if end is None:
         raise _unlike(count)
-    return len(prefix)
+    return _token_begin(starts, end)
 
 
-def _piece(tokenizer: Any, messages: Sequence[Message], text: str, count: int, start: int) -> str:
-    """What the template makes of message number `count`, found at `start` of `text`.
+def _token_begin(starts: NDArray[np.intp], character: int) -> int:
+    """Where the token begins that has this character."""
+    begun = np.searchsorted(starts, character, side="right")
+    return int(starts[begun - 1]) if begun else 0
 
-    It is rendered behind a few placeholders with the roles that the template may ask for: those of
-    the first turns and of the one before. Pieces that fit together to the whole text, one behind
-    the other, are what the messages became.
+
+def _piece(tokenizer: Any, messages: Sequence[Message], count: int) -> tuple[str, str]:
+    """What the template makes of message number `count`: behind some others, and alone.
+
+    The others are a few placeholders with the roles that the template may ask for: those of the
+    first turns and of the one before. Pieces that fit together to the whole text, one behind the
+    other, are what the messages became.
     """
     roles = [message.role for message in messages[: count - 1]]
     for first in range(1, 4):
@@ -184,10 +232,36 @@ def _piece(tokenizer: Any, messages: Sequence[Message], text: str, count: int, s
         with suppress(TemplateError):
             before = _render(tokenizer, placeholders)
             after = _render(tokenizer, [*placeholders, messages[count - 1]])
-            piece = after.removeprefix(before)
-            if len(piece) < len(after) and text.startswith(piece, start):
-                return piece
+            return after, after.removeprefix(before)
     raise _unlike(count)
+
+
+def _end_of_content(content: str, alone: str, text: str, start: int) -> int | None:
+    """Where a turn ends in `text`, from `start` on, that is rendered differently when it is last.
+
+    Templates put a mark behind the last turn only, take an answer's reasoning away once another
+    turn follows, or move what the system says. What they put behind the turn's own words they put
+    there in both places: as far as text and `alone` agree behind the words, the turn goes. Where
+    one begins its next mark like the other, that is within a token, and too far.
+    """
+    words = content.rpartition(REASONING_END)[2].strip()
+    if not words or words not in alone:
+        return None
+    mark = alone[alone.rindex(words) + len(words) :]
+    found = text.find(words, start)
+    while found >= 0:
+        end = found + len(words)
+        agreed = _agreed(mark, text[end : end + len(mark)])
+        if agreed:
+            return end + agreed
+        found = text.find(words, found + 1)
+    return None
+
+
+def _agreed(one: str, other: str) -> int:
+    """How many characters two texts begin with in common."""
+    pairs = enumerate(zip(one, other, strict=False))
+    return next((at for at, (a, b) in pairs if a != b), min(len(one), len(other)))
 
 
 def _unlike(count: int) -> TemplateError:
@@ -208,7 +282,7 @@ def _own_front(tokenizer: Any, first: Message) -> str:
     """What the template puts before a conversation's first message by itself.
 
     Matters, and is asked for, only where the assistant speaks first: otherwise both are the
-    user's side.
+    user's side. May go on into the first token behind it.
     """
     if _side(first) == Role.USER:
         return ""
@@ -219,7 +293,7 @@ def _own_front(tokenizer: Any, first: Message) -> str:
             after = _render(tokenizer, [*context, first])
         except TemplateError:
             continue  # a template that insists on alternation
-        again = after.removeprefix(before)
+        again = after[_agreed(before, after) :]
         if again and len(again) < len(after) and alone.endswith(again):
             return alone.removesuffix(again)
     raise TemplateError("the chat template renders a first assistant turn unlike a later one")
