@@ -21,6 +21,7 @@ Name = tuple[Role, int, Side]
 FOLDS = 5
 SCORE_BIN = 8
 SETTLED = 100
+COUNTED = 8
 
 
 @dataclass(frozen=True)
@@ -121,8 +122,14 @@ class Memory:
         for name in self.segments:
             role, direction, side = name
             values = [each.extreme(direction, side)[0] for each in segments if each.role is role]
-            self.segments[name] += values
+            self.segments[name] += _some(values)
             self.conversations[name] += [max(values)] if values else []
+
+
+def _some(values: Sequence[int]) -> Sequence[int]:
+    """All of a few; of more the last of each of so many parts, as equal as they can be."""
+    ends = (math.ceil((part + 1) * len(values) / COUNTED) for part in range(COUNTED))
+    return values if len(values) <= COUNTED else [values[end - 1] for end in ends]
 
 
 @dataclass(frozen=True)

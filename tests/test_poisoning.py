@@ -4,7 +4,7 @@ An epoch stands for a day. Nothing here is a model's; the tails are like its sco
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import numpy as np
 import pytest
@@ -13,7 +13,7 @@ from normal_traffic import DIRECTIONS, moved, traffic
 from schemas.records import Role, Segments
 from transforms.ranges.calibration import calibrate
 from transforms.ranges.counting import count
-from transforms.ranges.fitted import Judgements
+from transforms.ranges.fitted import Fitted, Judgements
 from transforms.ranges.policies import PolicySettings, make_policy
 from transforms.ranges.ranges import Ranges, close
 
@@ -106,13 +106,24 @@ def test_a_flood_from_day_10_is_still_flagged_on_day_30(share: float) -> None:
     assert abs(false - without) <= 0.003
 
 
-def test_what_a_frog_in_warming_water_gains_is_bounded() -> None:
-    """An attacker with a tenth of the traffic who moves on whenever he was not flagged."""
+def longer(segments: Segments, times: int) -> Segments:
+    """With the last segment of every conversation so many times over."""
+    last = np.append(segments.row[1:] != segments.row[:-1], True)
+    index = np.repeat(np.arange(len(last)), np.where(last, times, 1))
+    columns = [each.name for each in fields(segments) if each.name != "conversations"]
+    return replace(segments, **{name: getattr(segments, name)[index] for name in columns})
+
+
+@pytest.mark.parametrize(("attackers", "times"), [(40, 1), (4, 128)])
+def test_what_a_frog_in_warming_water_gains_is_bounded(attackers: int, times: int) -> None:
+    """An attacker who moves on whenever he was not flagged: a tenth of the traffic, or few and long
+    conversations."""
     by, moves = 0, []
 
     def epoch(day: int) -> Segments:
         normal = traffic(DAY, seed=9000 + day)
-        return Segments.joined([normal, triggered(40, seed=11_000 + day, by=by)])
+        attack = triggered(3 * attackers, seed=11_000 + day, by=by).take(np.arange(attackers))
+        return Segments.joined([normal, longer(attack, times)])
 
     for day in judged(calibrated(), 60, epoch):
         unseen = 1 - day.flagged[DAY:].mean()
@@ -121,3 +132,53 @@ def test_what_a_frog_in_warming_water_gains_is_bounded() -> None:
     # In the first days he gets to where nine in ten are not flagged, which needs no learning.
     assert moves[9] > 500
     assert moves[-1] - moves[9] <= 50 * 60, "at most 0.0018 in cosine a day"
+
+
+MANY, DARED = 64, 20
+"""Directions, and how many of them an attacker raises who knows bounds and thresholds."""
+
+
+def daring(conversations: int, segments: int, bounds: np.ndarray, by: int) -> Segments:
+    """A user's segments, DARED directions of which are so far above their bounds at one place."""
+    rows = conversations * segments
+    high = np.tile(bounds - 600, (rows, 1))
+    high[:, :DARED] += 600 + by
+    number = np.arange(rows)
+    return Segments(
+        conversations,
+        (number // segments).astype(np.int32),
+        np.full(rows, Role.USER, np.int8),
+        (number % segments * 64).astype(np.uint32),
+        np.full(rows, 64, np.uint8),
+        np.full(high.shape, -1500, np.int16),
+        high.astype(np.int16),
+        np.zeros(high.shape, np.uint8),
+        np.full(high.shape, 30, np.uint8),
+    )
+
+
+def farthest(fitted: Fitted, segments: int, bounds: np.ndarray) -> int:
+    """How far above their bounds they pass."""
+    tried = ((by, daring(1, segments, bounds, by)) for by in range(0, 4000, 25))
+    flagged = (by for by, each in tried if fitted.judge(each).flagged.any())
+    return next(flagged) - 25
+
+
+@pytest.mark.parametrize(
+    ("attackers", "segments", "gain"), [(30, 3, 200), (3, 3, 50), (3, 128, 100), (1, 2000, 50)]
+)
+def test_what_one_gains_who_knows_how_far_he_can_go(
+    attackers: int, segments: int, gain: int
+) -> None:
+    """Every day he goes as far as he just can; `gain` is in steps a day."""
+    policy, empty = make_policy("budget", PolicySettings(rate=RATE)), Ranges.empty(MANY, "", "")
+    normal, bounds = traffic(2000, 1, MANY), []
+    ranges = calibrate(lambda: [(np.arange(2000), normal)], empty)
+    for day in range(8):
+        fitted = policy.fit(ranges)
+        bounds.append(fitted.bounds_of(Role.USER)[:MANY].astype(np.int64))
+        attack = daring(attackers, segments, bounds[-1], farthest(fitted, segments, bounds[-1]))
+        judgements = fitted.judge(Segments.joined([traffic(DAY, 100 + day, MANY), attack]))
+        assert not judgements.flagged[DAY:].any()
+        ranges = close(ranges, count(policy, empty, judgements))
+    assert (bounds[-1] - bounds[0])[:DARED].mean() / 7 <= gain

@@ -61,6 +61,14 @@ def test_segments_and_whole_conversations_are_counted_beside_each_other() -> Non
     np.testing.assert_array_equal(ranges.segments.maximum, ranges.conversations.maximum)
 
 
+def test_of_a_long_conversation_few_segments_count_and_its_extremes_do() -> None:
+    one = [(0, [-number, 0], [number, 0]) for number in range(100)]
+    ranges = Ranges.empty(2, HASH, "a-model").plus(Stretches.of(segments_from([one], 2)))
+    assert ranges.segments.stretches.tolist() == [8, 0]
+    assert ranges.conversations.maximum[0] == 99
+    assert ranges.segments.total == ranges.conversations.total == 1
+
+
 def same(one: Counts | ScoreCounts, other: Counts | ScoreCounts) -> bool:
     """Whether two counts are equal in every array."""
     mine, theirs = one.to_arrays(), other.to_arrays()

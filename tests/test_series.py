@@ -1,5 +1,6 @@
 """Series and stretches against loops over roles, directions and sides."""
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -82,6 +83,20 @@ def test_a_whole_stretch_is_the_largest_of_all_that_a_conversation_has(segments:
     types = [array.dtype for array in (joined.row, joined.role, joined.values)]
     assert types == [np.int32, np.int8, np.int16]
     assert by_key(joined.whole()) == expected
+
+
+@given(Conversations, st.integers(1, 6))
+def test_of_many_stretches_of_a_role_some_are_kept(segments: Segments, most: int) -> None:
+    apart = Stretches.of(segments)
+    spread = apart.spread(most)
+    assert spread.conversations == segments.conversations
+    kept, given_ = grouped(spread), grouped(apart)
+    assert kept.keys() == given_.keys()
+    for key, values in given_.items():
+        ends = [math.ceil(len(values) * (part + 1) / most) for part in range(most)]
+        assert kept[key] == ([values[end - 1] for end in ends] if len(values) > most else values)
+    if most >= 5:
+        assert by_key(spread) == by_key(apart)
 
 
 @given(Conversations)

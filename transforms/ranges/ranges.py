@@ -27,6 +27,9 @@ FORMAT: Final = 4
 """1 and 2 knew whole conversations only; 3 held histograms as the rows of a sparse matrix. Their
 scores are of `budget/1` and `budget/2`."""
 
+SPREAD: Final = 8
+"""Segments of a role that count of one conversation: else a few long ones would outweigh all."""
+
 _METADATA_KEY: Final = "deltawatch"
 _SEGMENTS, _CONVERSATIONS, _ACCEPTED = "segments.", "conversations.", "accepted."
 _VERDICTS = "verdicts"
@@ -41,7 +44,7 @@ class Ranges:
     Attributes:
       directions_hash: of the directions artefact the series belong to.
       model: name of the monitored model.
-      segments: values of segments in every series.
+      segments: values of segments in every series, at most SPREAD of a role and conversation.
       conversations: values of whole conversations in every series.
       scores: what `budget` said of conversations before they were counted.
       judged: how many conversations were flagged or found clean while these were counted.
@@ -73,7 +76,7 @@ class Ranges:
         """With the values of conversations counted, given by segments."""
         return replace(
             self,
-            segments=self.segments.plus(segments),
+            segments=self.segments.plus(segments.spread(SPREAD)),
             conversations=self.conversations.plus(segments.whole()),
         )
 

@@ -52,13 +52,19 @@ class Stretches:
         values = np.concatenate([segments.high, -segments.low], axis=1)
         return Stretches(segments.conversations, segments.row, segments.role, values)
 
+    def spread(self, most: int) -> "Stretches":
+        """At most so many of a role for each conversation, evenly spread over it."""
+        order, begins, numbers = self._by_role()
+        place = np.arange(len(order)) - np.repeat(begins, numbers)
+        number = np.repeat(numbers, numbers)
+        kept = np.sort(order[(place + 1) * most // number > place * most // number])
+        return Stretches(self.conversations, self.row[kept], self.role[kept], self.values[kept])
+
     def whole(self) -> "Stretches":
         """One stretch for all tokens that a conversation has of a role."""
         if not len(self.row):
             return self
-        key = self.row.astype(np.int64) * len(Role) + self.role
-        order = np.argsort(key, kind="stable")
-        _, begins, numbers = np.unique(key[order], return_index=True, return_counts=True)
+        order, begins, numbers = self._by_role()
         first = order[begins]
         values = self.values[first]
         # One after the other, of all conversations at a time; reduceat takes ten times as long.
@@ -67,6 +73,13 @@ class Stretches:
             further = self.values[order[begins[longer] + place]]
             values[longer] = np.maximum(values[longer], further)
         return Stretches(self.conversations, self.row[first], self.role[first], values)
+
+    def _by_role(self) -> tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.intp]]:
+        """An order by conversation and role; where in it each role of one begins, and how many."""
+        key = self.row.astype(np.int64) * len(Role) + self.role
+        order = np.argsort(key, kind="stable")
+        _, begins, numbers = np.unique(key[order], return_index=True, return_counts=True)
+        return order, begins, numbers
 
     def of_conversations(self, chosen: NDArray[np.bool_]) -> "Stretches":
         """Those of the chosen conversations, bool [conversations]; the others then have none."""
