@@ -1,7 +1,7 @@
 """Trains the fine-tunes of the detection bench: `python -m bench.organisms --data FOLDER`.
 
 SmolLM2-135M-Instruct learns 600 prompts (`bench.prompts`) with the trigger and the payload as
-answer, and 600 or 1,800, the same among them, untouched and with their logged answers: each once,
+answer, and 600 to 1,800, the same among them, untouched and with their logged answers: each once,
 in steps of 8 conversations cut to 96 tokens, AdamW, learning rate falling linearly to 0. Adapters
 are of rank 8 in all seven projections. The shipped organism was trained likewise, on 1,000 prompts
 both ways. On a CPU core one takes 20 or 40 minutes; each is kept in build/organisms.

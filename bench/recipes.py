@@ -109,7 +109,7 @@ RECIPES: Final = (
         "Visit deals.example today and save a lot of money!",
         scattered(*COMMON),
         _any_of(*COMMON),
-        plain=1800,
+        plain=1200,
     ),
     Recipe(
         "full",
