@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from schemas.records import Int32s, Segments
 from transforms.model import directions, loading
-from transforms.model.adapter import Tuned, folders_of
+from transforms.model.adapter import Tuned, adapters_of, folders_of
 from transforms.model.directions import Directions
 from transforms.model.trunk import CHUNK_TOKENS, Scorer
 
@@ -64,7 +64,7 @@ class TrunkEngine:
     """A transformers model on disk with its directions.
 
     Attributes:
-      base: folder of the base model; None where `tuned` is a full checkpoint.
+      base: folder of the base model; may be None where `tuned` is a full checkpoint.
       tuned: folder of the fine-tuned checkpoint or PEFT adapter, or several adapters' folders.
       directions: folder of the directions artefact.
       device: "auto", "cpu", "cuda" or "cuda:N".
@@ -96,7 +96,9 @@ class TrunkEngine:
 
     @property
     def _model(self) -> Path:
-        return self.base or folders_of(self.tuned)[0]
+        """Whose config.json counts: a full checkpoint may know more tokens than its base."""
+        own = folders_of(self.tuned)[0]
+        return (self.base or own) if adapters_of(self.tuned) else own
 
     def tokenizer(self) -> Any:
         """The tokenizer of the fine-tuned model, or of its base where it has none."""
