@@ -513,6 +513,14 @@ def test_a_checkpoint_without_the_norm_in_between_is_refused(
 
 
 @pytest.mark.parametrize("case", TINY)
+def test_the_embedding_is_where_the_family_has_it(bases: Callable[[str], Path], case: str) -> None:
+    model = load(bases(case))
+    names = [name for name, part in model.named_modules() if part is model.get_input_embeddings()]
+    family = FAMILIES[model.config.get_text_config().model_type]
+    assert [name.rpartition(".")[2] for name in names] == [family.embedding]
+
+
+@pytest.mark.parametrize("case", TINY)
 def test_the_context_is_known(bases: Callable[[str], Path], case: str) -> None:
     assert loading.context(bases(case)) == 64
 

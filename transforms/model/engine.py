@@ -92,7 +92,7 @@ class TrunkEngine:
     @property
     def vocabulary(self) -> int:
         """How many tokens the model knows."""
-        return loading.vocabulary(self._model)
+        return loading.vocabulary(self._model, adapters_of(self.tuned))
 
     @property
     def _model(self) -> Path:
