@@ -361,7 +361,7 @@ REFUSED = {
     "no folder": (shutil.rmtree, "is not a folder"),
     "no configuration": (lambda f: (f / CONFIG).unlink(), "neither adapter_config.json nor"),
     "broken configuration": (lambda f: (f / CONFIG).write_text("{"), "cannot read model config"),
-    "no layers": (edit(CONFIG, lambda c: c.pop("num_hidden_layers")), "num_hidden_layers is None"),
+    "no layers": (edit(CONFIG, lambda c: c.pop("num_hidden_layers")), "names no num_hidden_layers"),
     "no weights": (lambda f: (f / WEIGHTS).unlink(), "save the model as safetensors"),
     "broken weights": (lambda f: (f / WEIGHTS).write_bytes(b"x"), "cannot read weights"),
     "a shard lost": (lacking_a_shard, "lacks weight file model-00002-of"),

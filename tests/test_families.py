@@ -464,6 +464,23 @@ def test_gpt2_as_it_is_published(bases: Callable[[str], Path], tmp_path: Path) -
     )
 
 
+@pytest.mark.parametrize(
+    ("case", "entry"),
+    [("falcon", "ffn_hidden_size"), ("falcon, new", "ffn_hidden_size"), ("gpt2", "n_inner")],
+)
+def test_a_published_configuration_may_leave_sizes_to_the_family(
+    bases: Callable[[str], Path], tmp_path: Path, case: str, entry: str
+) -> None:
+    """As that of falcon-7b does; transformers names them when a fine-tune is saved."""
+    base = shutil.copytree(bases(case), tmp_path / "base")
+    edit("config.json", lambda config: config.pop(entry))(base)
+    tuned = fine_tune(base, tmp_path / "tuned")
+    edit("config.json", lambda config: config.update({entry: 4 * HIDDEN}))(tuned)
+    found = compute_directions(base, tuned)
+    again = compute_directions(bases(case), tuned)
+    np.testing.assert_array_equal(found.vectors, again.vectors)
+
+
 @pytest.mark.parametrize(("case", "module"), [("gemma2", "mlp.down_proj"), ("gpt2", "mlp.c_proj")])
 def test_what_an_adapter_brings_whole(
     bases: Callable[[str], Path], tmp_path: Path, case: str, module: str

@@ -32,7 +32,11 @@ from transforms.model.stored import StoredWriter, not_finite, stored_writers
 from transforms.model.writers import LeftSingular, Writer
 
 _SAME = ("model_type", "num_hidden_layers", "hidden_size", "intermediate_size")
-"""Entries of config.json that no fine-tuning changes."""
+"""Entries of config.json that no fine-tuning changes.
+
+A published configuration may leave to its family's default what transformers names when it saves
+the model again. That makes no difference: the shapes of the matrices are compared too.
+"""
 
 
 def checkpoint_writers(base: Path, tuned: Path, cache: Cache) -> list[Writer]:
@@ -60,10 +64,11 @@ def checkpoint_writers(base: Path, tuned: Path, cache: Cache) -> list[Writer]:
 def _check_configurations(base: Path, tuned: Path) -> None:
     before, after = text_config(base), text_config(tuned)
     for key in _SAME:
-        if before.get(key) != after.get(key):
+        one, other = before.get(key), after.get(key)
+        if None not in (one, other) and one != other:
             raise ConfigurationError(
-                f"--tuned {tuned} was made from another base: its {key} is {after.get(key)}, that "
-                f"of --base {base} is {before.get(key)}; give the model it was tuned from"
+                f"--tuned {tuned} was made from another base: its {key} is {other}, that "
+                f"of --base {base} is {one}; give the model it was tuned from"
             )
 
 
