@@ -3,7 +3,7 @@
 Nothing is fetched and no code of the model's is run: local safetensors files only.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -143,7 +143,22 @@ def context(folder: Path) -> int:
 
     Raises ConfigurationError where its config.json cannot be read.
     """
-    return int(_text_config(folder).max_position_embeddings)
+    config = _text_config(folder)
+    return max([int(config.max_position_embeddings), *_stretched(config)])
+
+
+def _stretched(config: Any) -> Iterator[int]:
+    """To how many tokens YaRN stretches a context; its configuration may name the one of before.
+
+    YaRN only: with `llama3` and `longrope` max_position_embeddings is the long one already, and of
+    `linear` published configurations have either.
+    """
+    known = getattr(config, "rope_parameters", None) or {}
+    # One for all layers, or one for every kind of layer.
+    for rope in [known, *(each for each in known.values() if isinstance(each, dict))]:
+        if rope.get("rope_type") == "yarn":
+            before = rope.get("original_max_position_embeddings") or config.max_position_embeddings
+            yield int(before * (rope.get("factor") or 1))
 
 
 def vocabulary(folder: Path, adapters: Sequence[Path] = ()) -> int:
