@@ -378,6 +378,10 @@ REFUSED = {
     "NaN": (change(D1, by=lambda w: w.clone().fill_(torch.nan)), f"NaN or Inf in {D1}"),
     "infinity": (change(O1, by=lambda w: w / 0), f"NaN or Inf in {O1}"),
     "quantised": (change(O1, by=lambda w: w.to(torch.int8)), "is I8 24x24, not a plain matrix"),
+    "in 4 bits": (
+        change(O1, by=lambda w: torch.zeros(288, 1, dtype=torch.uint8)),
+        "is U8 288x1, not a plain matrix",
+    ),
     "packed": (change(O1, by=lambda w: w.to(torch.float8_e4m3fn)), "before it was quantised"),
 }
 

@@ -79,12 +79,12 @@ def _check_shapes(base: Path, tuned: Path, before: StoredWriter, after: StoredWr
             f"--tuned {tuned} was made from another base: it has {len(after.parts)} matrices like "
             f"{name}, --base {base} has {len(before.parts)}"
         )
-    for part, one in before.parts.items():
-        other = after.parts[part]
-        if one.shape != other.shape:
+    for part, stored in after.parts.items():
+        one, other = before.shape(part), after.shape(part)
+        if one != other:
             raise ConfigurationError(
-                f"--tuned {tuned} was made from another base: {other.name} is "
-                f"{dimensions(other.shape)}, in --base {base} {dimensions(one.shape)}"
+                f"--tuned {tuned} was made from another base: {stored.name} is "
+                f"{dimensions(other)}, in --base {base} {dimensions(one)}"
             )
 
 
@@ -115,7 +115,7 @@ def _saved(
     base: Path, adapter: Path, stored: StoredWriter | None, parts: Mapping[str, StoredTensor]
 ) -> tuple[StoredWriter, StoredWriter]:
     for part, tensor in parts.items():
-        if stored is None or part not in stored.parts or stored.parts[part].shape != tensor.shape:
+        if stored is None or not _fits(stored, part, tensor):
             raise ConfigurationError(
                 f"adapter {adapter} was made for another base: {base} has no {tensor.name} of "
                 f"{dimensions(tensor.shape)}"
@@ -123,6 +123,12 @@ def _saved(
     assert stored is not None  # an adapter without parts has no entry
     before = {part: stored.parts[part] for part in parts}
     return replace(stored, parts=before), replace(stored, parts=parts)
+
+
+def _fits(stored: StoredWriter, part: str, tensor: StoredTensor) -> bool:
+    """Whether there is such a part of that shape. Raises where one of the two is quantised."""
+    saved = replace(stored, parts={part: tensor})
+    return part in stored.parts and stored.shape(part) == saved.shape(part)
 
 
 def _decompose(base: StoredWriter, tuned: StoredWriter, cache: Cache, top_k: int) -> LeftSingular:
