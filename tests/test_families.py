@@ -1,5 +1,6 @@
 """Every family: directions and scores against transformers' own modules and hidden states."""
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -479,6 +480,21 @@ def test_a_published_configuration_may_leave_sizes_to_the_family(
     found = compute_directions(base, tuned)
     again = compute_directions(bases(case), tuned)
     np.testing.assert_array_equal(found.vectors, again.vectors)
+
+
+@pytest.mark.parametrize(("outer", "inner"), [("mistral3", "mistral"), ("llava", "llama")])
+def test_a_language_model_inside_what_cannot_be_watched_is_refused(
+    bases: Callable[[str], Path], tmp_path: Path, outer: str, inner: str
+) -> None:
+    """Directions of it could be taken, its residual stream could not."""
+    base = shutil.copytree(bases(inner), tmp_path / "base")
+    config = json.loads((base / "config.json").read_text())
+    wrapped = {"model_type": outer, "text_config": config, "vision_config": {}}
+    (base / "config.json").write_text(json.dumps(wrapped))
+    adapter = train(inner, bases(inner), tmp_path / "adapter")
+    for tuned in (adapter, bases(inner)):
+        with pytest.raises(ConfigurationError, match=rf"{outer}.*save the language model alone"):
+            compute_directions(base, tuned)
 
 
 @pytest.mark.parametrize(("case", "module"), [("gemma2", "mlp.down_proj"), ("gpt2", "mlp.c_proj")])
