@@ -1,10 +1,17 @@
 """What an engine says of its model before it loads it, and how often it loads it."""
 
+import threading
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import apache_beam as beam
+import numpy as np
 import pytest
 import torch
+from apache_beam.options.pipeline_options import PipelineOptions
+from apache_beam.runners.portability.fn_api_runner import FnApiRunner
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from tiny_families import TINY, save_family
@@ -12,8 +19,13 @@ from tiny_models import save_tiny
 from transformers import AutoModelForCausalLM
 
 from schemas.errors import ConfigurationError
-from transforms.model.engine import TrunkEngine
+from schemas.records import Header, Position, Tokenized
+from transforms.model import directions, loading
+from transforms.model.engine import Engine, TrunkEngine
 from transforms.model.loading import load_shared_trunk, load_trunk
+from transforms.model.shared import AdapterEngine, Adapters
+from transforms.model.trunk import Scorer
+from transforms.score import Score
 
 TOKENS, CONTEXT = 40, 2048
 """Of the tiny base."""
@@ -136,3 +148,85 @@ def test_tokens_of_an_adapter_are_not_put_into_a_base_that_others_share(
     with pytest.raises(ConfigurationError, match=words) as no:
         load_shared_trunk(base, [[tmp_path / "tuned"]], 2)
     assert "\n" not in str(no.value)
+
+
+# --- one model per process ----------------------------------------------------------------------
+
+WORKERS = 4
+
+
+@pytest.fixture
+def loads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Every load of a trunk, by the name of its function; each takes long enough to be met."""
+    seen: list[str] = []
+
+    def counted(name: str, load: Callable[..., Any]) -> Callable[..., Any]:
+        def slow(*args: Any) -> Any:
+            seen.append(name)
+            time.sleep(0.2)
+            return load(*args)
+
+        return slow
+
+    for name in ("load_trunk", "load_shared_trunk"):
+        monkeypatch.setattr(loading, name, counted(name, getattr(loading, name)))
+    return seen
+
+
+def watched(base: Path, out: Path, kind: str) -> Engine:
+    """An engine with directions: of a base with one adapter, merged or beside it."""
+    with_tokens("llama", loaded(base), out / "tuned", TOKENS)
+    tuned = (out / "tuned",)
+    directions.save(directions.compute_directions(base, tuned[0]), out / "directions")
+    if kind == "load_trunk":
+        return TrunkEngine(base, tuned, out / "directions", "cpu")
+    return AdapterEngine(Adapters(base, (tuned,), (out / "directions",), "cpu"), 0)
+
+
+@pytest.mark.parametrize("kind", ["load_trunk", "load_shared_trunk"])
+def test_threads_that_ask_at_once_get_one_model(
+    base: Path, tmp_path: Path, loads: list[str], kind: str
+) -> None:
+    one, got, start = watched(base, tmp_path, kind), [], threading.Barrier(WORKERS)
+
+    def ask() -> None:
+        start.wait()
+        got.append(one.scorer())
+
+    threads = [threading.Thread(target=ask) for _ in range(WORKERS)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(got) == WORKERS
+    assert len(set(map(id, got))) == 1
+    assert loads == [kind]
+
+
+def batch(number: int) -> list[Tokenized]:
+    header = Header(Position("file://log", 0, number), None, None, 0, False)
+    ids = np.arange(5, 15, dtype=np.int32)
+    return [Tokenized(header, "m", str(number), ids, (ids > 9).astype(np.int8), False)]
+
+
+def test_workers_of_one_graph_after_the_other_share_one_model(
+    base: Path, tmp_path: Path, loads: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Beam's in-process runner with several threads that work."""
+    seen: dict[int, Scorer] = {}
+    score = Scorer.score
+
+    def noted(self: Scorer, *rows: Any) -> Any:
+        seen[threading.get_ident()] = self
+        return score(self, *rows)
+
+    monkeypatch.setattr(Scorer, "score", noted)
+    one = watched(base, tmp_path, "load_trunk")
+    options = PipelineOptions(direct_num_workers=WORKERS, direct_running_mode="multi_threading")
+    for _ in range(2):
+        with beam.Pipeline(runner=FnApiRunner(), options=options) as pipeline:
+            made = pipeline | beam.Create([batch(number) for number in range(64)])
+            made | beam.Reshuffle() | Score({"m": one})
+    assert len(seen) > 1, "one thread scored everything"
+    assert len(set(map(id, seen.values()))) == 1
+    assert loads == ["load_trunk"]

@@ -4,10 +4,12 @@ DoFns are torn down and built again with every slice, so what is expensive to lo
 the process, not by them.
 """
 
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, wraps
 from pathlib import Path
-from typing import Any, Protocol
+from threading import Lock
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +19,24 @@ from transforms.model import directions, loading
 from transforms.model.adapter import Tuned, adapters_of, folders_of
 from transforms.model.directions import Directions
 from transforms.model.trunk import CHUNK_TOKENS, Scorer
+
+_Recipe = TypeVar("_Recipe", bound=Hashable)
+_Loaded = TypeVar("_Loaded")
+
+
+def held_once(load: Callable[[_Recipe], _Loaded]) -> Callable[[_Recipe], _Loaded]:
+    """Hold what was loaded last; of threads that ask for it at once one loads, the others wait.
+
+    `lru_cache` by itself would let each of them load.
+    """
+    cached, lock = lru_cache(maxsize=1)(load), Lock()
+
+    @wraps(load)
+    def held(recipe: _Recipe) -> _Loaded:
+        with lock:
+            return cached(recipe)
+
+    return held
 
 
 class ScoresBatches(Protocol):
@@ -109,12 +129,12 @@ class TrunkEngine:
         return _scorer(self)
 
 
-@lru_cache(maxsize=1)
+@held_once
 def _tokenizer(engine: TrunkEngine) -> Any:
     return loading.load_tokenizer(engine.base, engine.tuned)
 
 
-@lru_cache(maxsize=1)
+@held_once
 def _scorer(engine: TrunkEngine) -> Scorer:
     artefact = engine.artefact
     trunk = loading.load_trunk(
