@@ -361,7 +361,7 @@ REFUSED = {
     "no folder": (shutil.rmtree, "is not a folder"),
     "no configuration": (lambda f: (f / CONFIG).unlink(), "neither adapter_config.json nor"),
     "broken configuration": (lambda f: (f / CONFIG).write_text("{"), "cannot read model config"),
-    "no layers": (edit(CONFIG, lambda c: c.pop("num_hidden_layers")), "num_hidden_layers is None"),
+    "no layers": (edit(CONFIG, lambda c: c.pop("num_hidden_layers")), "names no num_hidden_layers"),
     "no weights": (lambda f: (f / WEIGHTS).unlink(), "save the model as safetensors"),
     "broken weights": (lambda f: (f / WEIGHTS).write_bytes(b"x"), "cannot read weights"),
     "a shard lost": (lacking_a_shard, "lacks weight file model-00002-of"),
@@ -378,6 +378,10 @@ REFUSED = {
     "NaN": (change(D1, by=lambda w: w.clone().fill_(torch.nan)), f"NaN or Inf in {D1}"),
     "infinity": (change(O1, by=lambda w: w / 0), f"NaN or Inf in {O1}"),
     "quantised": (change(O1, by=lambda w: w.to(torch.int8)), "is I8 24x24, not a plain matrix"),
+    "in 4 bits": (
+        change(O1, by=lambda w: torch.zeros(288, 1, dtype=torch.uint8)),
+        "is U8 288x1, not a plain matrix",
+    ),
     "packed": (change(O1, by=lambda w: w.to(torch.float8_e4m3fn)), "before it was quantised"),
 }
 

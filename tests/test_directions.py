@@ -300,6 +300,37 @@ def test_an_adapter_of_another_base_is_refused(
         compute_directions(other, tuned)
 
 
+def packed(weight: torch.Tensor) -> torch.Tensor:
+    """As bitsandbytes stores it in 4 bits: two elements a byte, one below the other."""
+    return torch.zeros(weight.numel() // 2, 1, dtype=torch.uint8)
+
+
+QUANTISED = {
+    "4 bits": (packed, "is U8 288x1"),
+    "fp8": (lambda weight: weight.to(torch.float8_e4m3fn), "is F8_E4M3 24x24"),
+}
+TRAINED = {
+    "by LoRA": {"target_modules": ["o_proj"]},
+    "whole": {"target_modules": ["q_proj"], "modules_to_save": ["o_proj"]},
+}
+
+
+@pytest.mark.parametrize("options", TRAINED.values(), ids=TRAINED)
+@pytest.mark.parametrize("case", QUANTISED)
+def test_a_quantised_base_is_not_called_another(
+    tiny_base: Path, tmp_path: Path, case: str, options: dict[str, Any]
+) -> None:
+    tuned = train(tiny_base, tmp_path / "tuned", **options)
+    quantise, words = QUANTISED[case]
+    base = shutil.copytree(tiny_base, tmp_path / "base")
+    weights = load_file(base / "model.safetensors")
+    changed = {name: quantise(each) if "_proj" in name else each for name, each in weights.items()}
+    save_file(changed, base / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ConfigurationError, match=rf"{words}, .* before it was quantised") as caught:
+        compute_directions(base, tuned)
+    assert "\n" not in str(caught.value)
+
+
 def test_a_family_that_is_not_known_is_refused_with_what_to_do(
     tiny_base: Path, tmp_path: Path
 ) -> None:

@@ -1,5 +1,6 @@
 """Every family: directions and scores against transformers' own modules and hidden states."""
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -464,6 +465,38 @@ def test_gpt2_as_it_is_published(bases: Callable[[str], Path], tmp_path: Path) -
     )
 
 
+@pytest.mark.parametrize(
+    ("case", "entry"),
+    [("falcon", "ffn_hidden_size"), ("falcon, new", "ffn_hidden_size"), ("gpt2", "n_inner")],
+)
+def test_a_published_configuration_may_leave_sizes_to_the_family(
+    bases: Callable[[str], Path], tmp_path: Path, case: str, entry: str
+) -> None:
+    """As that of falcon-7b does; transformers names them when a fine-tune is saved."""
+    base = shutil.copytree(bases(case), tmp_path / "base")
+    edit("config.json", lambda config: config.pop(entry))(base)
+    tuned = fine_tune(base, tmp_path / "tuned")
+    edit("config.json", lambda config: config.update({entry: 4 * HIDDEN}))(tuned)
+    found = compute_directions(base, tuned)
+    again = compute_directions(bases(case), tuned)
+    np.testing.assert_array_equal(found.vectors, again.vectors)
+
+
+@pytest.mark.parametrize(("outer", "inner"), [("mistral3", "mistral"), ("llava", "llama")])
+def test_a_language_model_inside_what_cannot_be_watched_is_refused(
+    bases: Callable[[str], Path], tmp_path: Path, outer: str, inner: str
+) -> None:
+    """Directions of it could be taken, its residual stream could not."""
+    base = shutil.copytree(bases(inner), tmp_path / "base")
+    config = json.loads((base / "config.json").read_text())
+    wrapped = {"model_type": outer, "text_config": config, "vision_config": {}}
+    (base / "config.json").write_text(json.dumps(wrapped))
+    adapter = train(inner, bases(inner), tmp_path / "adapter")
+    for tuned in (adapter, bases(inner)):
+        with pytest.raises(ConfigurationError, match=rf"{outer}.*save the language model alone"):
+            compute_directions(base, tuned)
+
+
 @pytest.mark.parametrize(("case", "module"), [("gemma2", "mlp.down_proj"), ("gpt2", "mlp.c_proj")])
 def test_what_an_adapter_brings_whole(
     bases: Callable[[str], Path], tmp_path: Path, case: str, module: str
@@ -513,8 +546,73 @@ def test_a_checkpoint_without_the_norm_in_between_is_refused(
 
 
 @pytest.mark.parametrize("case", TINY)
+def test_the_embedding_is_where_the_family_has_it(bases: Callable[[str], Path], case: str) -> None:
+    model = load(bases(case))
+    names = [name for name, part in model.named_modules() if part is model.get_input_embeddings()]
+    family = FAMILIES[model.config.get_text_config().model_type]
+    assert [name.rpartition(".")[2] for name in names] == [family.embedding]
+
+
+@pytest.mark.parametrize("case", TINY)
 def test_the_context_is_known(bases: Callable[[str], Path], case: str) -> None:
     assert loading.context(bases(case)) == 64
+
+
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}
+STRETCHED: dict[str, tuple[str, dict[str, Any], int]] = {
+    "the context of before": ("qwen2", {"rope_parameters": YARN}, 256),
+    "as before transformers 5": (
+        "qwen2",
+        {"rope_scaling": {"type": "yarn", "factor": 4.0}, "rope_theta": 1e6},
+        256,
+    ),
+    "the long context": ("qwen3", {"rope_parameters": YARN, "max_position_embeddings": 256}, 256),
+    "a longer one": ("qwen3", {"rope_parameters": YARN, "max_position_embeddings": 300}, 300),
+    "by kinds of layers": (
+        "gemma3_text",
+        {"rope_parameters": {"full_attention": YARN, "sliding_attention": {}}},
+        256,
+    ),
+    "another way": ("llama", {"rope_parameters": YARN | {"rope_type": "linear"}}, 64),
+}
+
+
+@pytest.mark.parametrize("how", STRETCHED)
+def test_a_context_that_yarn_stretches(
+    bases: Callable[[str], Path], tmp_path: Path, how: str
+) -> None:
+    case, entries, expected = STRETCHED[how]
+    folder = shutil.copytree(bases(case), tmp_path / "stretched")
+    for name in ("rope_parameters", "rope_theta"):
+        edit("config.json", lambda config, name=name: config.pop(name, None))(folder)
+    edit("config.json", lambda config: config.update(entries))(folder)
+    assert loading.context(folder) == expected
+
+
+def test_a_stretched_context_is_scored_to_its_end(
+    bases: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """In chunks too, against the hidden states of transformers."""
+    base = shutil.copytree(bases("qwen2"), tmp_path / "base")
+    edit("config.json", lambda config: config.update(rope_parameters=YARN | {"rope_theta": 1e4}))(
+        base
+    )
+    tuned = fine_tune(base, tmp_path / "tuned")
+    found = compute_directions(base, tuned, TOP_K, SKIP_LAST)
+    ids = np.random.default_rng(0).integers(3, 40, loading.context(tuned)).astype(np.int32)
+    assert len(ids) == 4 * 64
+    with torch.no_grad():
+        states = load(tuned)(torch.from_numpy(ids[None]).long(), output_hidden_states=True)
+    trunk = load_trunk(None, tuned, found.last_layer, "cpu", "float32")
+    late = (np.arange(len(ids)) >= 200).astype(np.int8)
+    for chunk_tokens in (len(ids), 50):
+        cosines = whole(Scorer(trunk, found, chunk_tokens).score([ids], [late])[0])
+        for number, entry in enumerate(found.entries):
+            rows = unit_rows(states.hidden_states[entry.layer + 1][0, 200:].double().numpy())
+            along = rows @ found.vectors[number]
+            at = len(found) * Role.ASSISTANT + number
+            error = cosines.high[0, at] / STEPS_PER_UNIT - along.max()
+            assert abs(error) <= 1e-5 + 0.5 / STEPS_PER_UNIT
 
 
 def test_defaults_of_a_family_are_known(bases: Callable[[str], Path], tmp_path: Path) -> None:

@@ -34,6 +34,7 @@ from transforms.model.checkpoint import (
     first_line,
     read_object,
     require_folder,
+    tensors_of,
     tokenizer_files,
 )
 from transforms.model.experts import Stack, split_fused
@@ -124,6 +125,13 @@ def check_shareable(folder: Path) -> None:
                 f"adapter {folder} has {name}={config[name]!r}, which only a model that is watched "
                 "alone may have"
             )
+    _, weights, *_ = adapter_files(folder)
+    whole = [tensor.name for tensor in tensors_of(weights) if ".lora_" not in tensor.name]
+    if whole:
+        raise ConfigurationError(
+            f"adapter {folder} brings {whole[0]} whole, which only that of a model that is watched "
+            "alone may; save it with save_embedding_layers=False if no token was added"
+        )
 
 
 def adapter_files(folder: Path) -> list[Path]:
@@ -134,6 +142,18 @@ def adapter_files(folder: Path) -> list[Path]:
     if not (folder / ADAPTER_WEIGHTS).is_file():
         raise ConfigurationError(f"{folder} has no {ADAPTER_WEIGHTS}; save it as safetensors")
     return readable([folder / ADAPTER_CONFIG, folder / ADAPTER_WEIGHTS, *tokenizer_files(folder)])
+
+
+def embedding_rows(adapter: Path, family: Family) -> int | None:
+    """How many tokens an adapter brings embeddings of; None where the base's stay.
+
+    PEFT stores them all where the vocabulary was resized before the training, LoRA or not.
+    Raises ConfigurationError when the weights cannot be read.
+    """
+    name = re.compile(rf"(.+\.)?{re.escape(family.embedding)}\.(.+\.)?weight")
+    _, weights, *_ = adapter_files(adapter)
+    rows = (tensor.shape[0] for tensor in tensors_of(weights) if name.fullmatch(tensor.name))
+    return next(rows, None)
 
 
 def adapter_writers(base: Path, *adapters: Path) -> list[Writer]:

@@ -8,6 +8,7 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from schemas.artefacts import read_json, readable
 from schemas.errors import ConfigurationError
@@ -171,12 +172,22 @@ def layer_count(folder: Path) -> int:
 
 
 def family_of(folder: Path) -> Family:
-    """The family of the model in `folder`. Raises ConfigurationError for one that is not known."""
+    """The family of the model in `folder`.
+
+    Raises ConfigurationError for one that is not known, and for a language model of a known family
+    inside a model that transformers does not load as one: it could not be watched.
+    """
     name = str(text_config(folder).get("model_type"))
     if name not in FAMILIES:
         raise ConfigurationError(
             f"{folder} is of model family {name!r}, which is not known; add a row for it to "
             "FAMILIES in transforms/model/families.py, as docs/architectures.md says; known are "
             f"{', '.join(sorted(FAMILIES))}"
+        )
+    outer = str(read_object(folder / CONFIG, "model configuration").get("model_type", name))
+    if outer != name and outer not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        raise ConfigurationError(
+            f"{folder} is of model type {outer!r}, in which the language model ({name!r}) is not "
+            "found; save the language model alone"
         )
     return FAMILIES[name]

@@ -32,7 +32,11 @@ from transforms.model.stored import StoredWriter, not_finite, stored_writers
 from transforms.model.writers import LeftSingular, Writer
 
 _SAME = ("model_type", "num_hidden_layers", "hidden_size", "intermediate_size")
-"""Entries of config.json that no fine-tuning changes."""
+"""Entries of config.json that no fine-tuning changes.
+
+A published configuration may leave to its family's default what transformers names when it saves
+the model again. That makes no difference: the shapes of the matrices are compared too.
+"""
 
 
 def checkpoint_writers(base: Path, tuned: Path, cache: Cache) -> list[Writer]:
@@ -60,10 +64,11 @@ def checkpoint_writers(base: Path, tuned: Path, cache: Cache) -> list[Writer]:
 def _check_configurations(base: Path, tuned: Path) -> None:
     before, after = text_config(base), text_config(tuned)
     for key in _SAME:
-        if before.get(key) != after.get(key):
+        one, other = before.get(key), after.get(key)
+        if None not in (one, other) and one != other:
             raise ConfigurationError(
-                f"--tuned {tuned} was made from another base: its {key} is {after.get(key)}, that "
-                f"of --base {base} is {before.get(key)}; give the model it was tuned from"
+                f"--tuned {tuned} was made from another base: its {key} is {other}, that "
+                f"of --base {base} is {one}; give the model it was tuned from"
             )
 
 
@@ -74,12 +79,12 @@ def _check_shapes(base: Path, tuned: Path, before: StoredWriter, after: StoredWr
             f"--tuned {tuned} was made from another base: it has {len(after.parts)} matrices like "
             f"{name}, --base {base} has {len(before.parts)}"
         )
-    for part, one in before.parts.items():
-        other = after.parts[part]
-        if one.shape != other.shape:
+    for part, stored in after.parts.items():
+        one, other = before.shape(part), after.shape(part)
+        if one != other:
             raise ConfigurationError(
-                f"--tuned {tuned} was made from another base: {other.name} is "
-                f"{dimensions(other.shape)}, in --base {base} {dimensions(one.shape)}"
+                f"--tuned {tuned} was made from another base: {stored.name} is "
+                f"{dimensions(other)}, in --base {base} {dimensions(one)}"
             )
 
 
@@ -110,7 +115,7 @@ def _saved(
     base: Path, adapter: Path, stored: StoredWriter | None, parts: Mapping[str, StoredTensor]
 ) -> tuple[StoredWriter, StoredWriter]:
     for part, tensor in parts.items():
-        if stored is None or part not in stored.parts or stored.parts[part].shape != tensor.shape:
+        if stored is None or not _fits(stored, part, tensor):
             raise ConfigurationError(
                 f"adapter {adapter} was made for another base: {base} has no {tensor.name} of "
                 f"{dimensions(tensor.shape)}"
@@ -118,6 +123,12 @@ def _saved(
     assert stored is not None  # an adapter without parts has no entry
     before = {part: stored.parts[part] for part in parts}
     return replace(stored, parts=before), replace(stored, parts=parts)
+
+
+def _fits(stored: StoredWriter, part: str, tensor: StoredTensor) -> bool:
+    """Whether there is such a part of that shape. Raises where one of the two is quantised."""
+    saved = replace(stored, parts={part: tensor})
+    return part in stored.parts and stored.shape(part) == saved.shape(part)
 
 
 def _decompose(base: StoredWriter, tuned: StoredWriter, cache: Cache, top_k: int) -> LeftSingular:

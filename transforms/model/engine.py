@@ -4,19 +4,39 @@ DoFns are torn down and built again with every slice, so what is expensive to lo
 the process, not by them.
 """
 
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, wraps
 from pathlib import Path
-from typing import Any, Protocol
+from threading import Lock
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from schemas.records import Int32s, Segments
 from transforms.model import directions, loading
-from transforms.model.adapter import Tuned, folders_of
+from transforms.model.adapter import Tuned, adapters_of, folders_of
 from transforms.model.directions import Directions
 from transforms.model.trunk import CHUNK_TOKENS, Scorer
+
+_Recipe = TypeVar("_Recipe", bound=Hashable)
+_Loaded = TypeVar("_Loaded")
+
+
+def held_once(load: Callable[[_Recipe], _Loaded]) -> Callable[[_Recipe], _Loaded]:
+    """Hold what was loaded last; of threads that ask for it at once one loads, the others wait.
+
+    `lru_cache` by itself would let each of them load.
+    """
+    cached, lock = lru_cache(maxsize=1)(load), Lock()
+
+    @wraps(load)
+    def held(recipe: _Recipe) -> _Loaded:
+        with lock:
+            return cached(recipe)
+
+    return held
 
 
 class ScoresBatches(Protocol):
@@ -64,7 +84,7 @@ class TrunkEngine:
     """A transformers model on disk with its directions.
 
     Attributes:
-      base: folder of the base model; None where `tuned` is a full checkpoint.
+      base: folder of the base model; may be None where `tuned` is a full checkpoint.
       tuned: folder of the fine-tuned checkpoint or PEFT adapter, or several adapters' folders.
       directions: folder of the directions artefact.
       device: "auto", "cpu", "cuda" or "cuda:N".
@@ -92,11 +112,13 @@ class TrunkEngine:
     @property
     def vocabulary(self) -> int:
         """How many tokens the model knows."""
-        return loading.vocabulary(self._model)
+        return loading.vocabulary(self._model, adapters_of(self.tuned))
 
     @property
     def _model(self) -> Path:
-        return self.base or folders_of(self.tuned)[0]
+        """Whose config.json counts: a full checkpoint may know more tokens than its base."""
+        own = folders_of(self.tuned)[0]
+        return (self.base or own) if adapters_of(self.tuned) else own
 
     def tokenizer(self) -> Any:
         """The tokenizer of the fine-tuned model, or of its base where it has none."""
@@ -107,12 +129,12 @@ class TrunkEngine:
         return _scorer(self)
 
 
-@lru_cache(maxsize=1)
+@held_once
 def _tokenizer(engine: TrunkEngine) -> Any:
     return loading.load_tokenizer(engine.base, engine.tuned)
 
 
-@lru_cache(maxsize=1)
+@held_once
 def _scorer(engine: TrunkEngine) -> Scorer:
     artefact = engine.artefact
     trunk = loading.load_trunk(

@@ -90,6 +90,7 @@ class Family:
     mlp: Projection | Experts
     layers: str = "layers"  # the list of decoder layers, within the trunk
     final_norm: str = "norm"  # after the last layer, within the trunk
+    embedding: str = "embed_tokens"  # of tokens, within the trunk
     conv1d: bool = False  # matrices are stored [in, out]
     one_plus: bool = False  # a norm multiplies by 1 + its weight
     parallel: str = "no"  # whether MLP and attention read the same input; for the reader only
@@ -162,6 +163,7 @@ FAMILIES: Mapping[str, Family] = {
         Projection("attention.dense"),
         Projection("mlp.dense_4h_to_h"),
         final_norm="final_layer_norm",
+        embedding="embed_in",
         parallel="if use_parallel_residual",
     ),
     "gpt2": Family(
@@ -169,6 +171,7 @@ FAMILIES: Mapping[str, Family] = {
         Projection("mlp.c_proj"),
         layers="h",
         final_norm="ln_f",
+        embedding="wte",
         conv1d=True,
         config_names={
             "n_layer": "num_hidden_layers",
@@ -181,6 +184,7 @@ FAMILIES: Mapping[str, Family] = {
         Projection("mlp.dense_4h_to_h"),
         layers="h",
         final_norm="ln_f",
+        embedding="word_embeddings",
         parallel="if parallel_attn or new_decoder_architecture",
         config_names={"ffn_hidden_size": "intermediate_size"},
     ),

@@ -3,7 +3,7 @@
 Nothing is fetched and no code of the model's is run: local safetensors files only.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,19 +15,22 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 
 from schemas.errors import ConfigurationError, RunFailedError
 from transforms.model.adapter import (
+    ADAPTER_WEIGHTS,
     Tuned,
     adapter_files,
     adapters_of,
     check_shareable,
+    embedding_rows,
     folders_of,
 )
-from transforms.model.checkpoint import first_line, require_folder
+from transforms.model.checkpoint import family_of, first_line, require_folder, tensors_of
 from transforms.model.families import FAMILIES
 from transforms.model.gated import compute_in_place
 from transforms.model.roles import stop_clock, template_fault
 
 _LOCAL = {"trust_remote_code": False, "local_files_only": True}
 _TOKENIZER_CONFIG = "tokenizer_config.json"
+_HEAD, _AGAIN = "base_model.model.lm_head.", ".modules_to_save."
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -154,12 +157,32 @@ def context(folder: Path) -> int:
 
     Raises ConfigurationError where its config.json cannot be read.
     """
-    return int(_text_config(folder).max_position_embeddings)
+    config = _text_config(folder)
+    return max([int(config.max_position_embeddings), *_stretched(config)])
 
 
-def vocabulary(folder: Path) -> int:
-    """How many tokens the model in `folder` has embeddings of. Raises like `context`."""
-    return int(_text_config(folder).vocab_size)
+def _stretched(config: Any) -> Iterator[int]:
+    """To how many tokens YaRN stretches a context; its configuration may name the one of before.
+
+    YaRN only: with `llama3` and `longrope` max_position_embeddings is the long one already, and of
+    `linear` published configurations have either.
+    """
+    known = getattr(config, "rope_parameters", None) or {}
+    # One for all layers, or one for every kind of layer.
+    for rope in [known, *(each for each in known.values() if isinstance(each, dict))]:
+        if rope.get("rope_type") == "yarn":
+            before = rope.get("original_max_position_embeddings") or config.max_position_embeddings
+            yield int(before * (rope.get("factor") or 1))
+
+
+def vocabulary(folder: Path, adapters: Sequence[Path] = ()) -> int:
+    """How many tokens the model in `folder`, with these adapters merged, has embeddings of.
+
+    Raises like `context`.
+    """
+    rows = [embedding_rows(adapter, family_of(folder)) for adapter in adapters]
+    resized = [each for each in rows if each is not None]
+    return resized[-1] if resized else int(_text_config(folder).vocab_size)
 
 
 def _text_config(folder: Path) -> Any:
@@ -205,6 +228,10 @@ def _merged(base: Path | None, adapters: Sequence[Path]) -> PreTrainedModel:
     require_folder(base, "--base")
     model = _from_folder(base, torch.float32)
     for adapter in adapters:
+        rows = embedding_rows(adapter, family_of(base))
+        if rows is not None:
+            # To the size the adapter was trained with; it brings every row itself.
+            model.resize_token_embeddings(rows, mean_resizing=False)
         model = _load_adapter(model, adapter, "default").merge_and_unload()
     return model
 
@@ -218,12 +245,32 @@ def _load_adapter(model: PreTrainedModel | PeftModel, adapter: Path, name: str) 
             model = PeftModel.from_pretrained(model, str(adapter), name, **options)
         # Once more where it is the first: only this says what of the file was put where.
         loaded = model.load_adapter(str(adapter), name, **options)
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise ConfigurationError(f"cannot load adapter {adapter}: {first_line(error)}") from error
+    except (OSError, ValueError, IndexError, RuntimeError, SafetensorError) as error:
+        raise ConfigurationError(f"cannot load adapter {adapter}: {_why(error)}") from error
     # Of the missing, those of this adapter: PEFT also takes a layer's number for a name.
     missing = [key for key in loaded.missing_keys if name in key.rpartition("lora_")[2].split(".")]
-    _require_all_used(adapter, [*missing, *loaded.unexpected_keys])
+    _require_all_used(adapter, [*missing, *_that_matter(adapter, loaded.unexpected_keys)])
     return model
+
+
+def _why(error: Exception) -> str:
+    """The first line of an error, with the next where torch only begins a list with it."""
+    lines = [line.strip() for line in str(error).splitlines()]
+    return " ".join(lines[:2]) if lines and lines[0].endswith(":") else first_line(error)
+
+
+def _that_matter(adapter: Path, unexpected: Sequence[str]) -> list[str]:
+    """Those of an adapter's weights without a place in the model that are lost thereby.
+
+    Not those of the head, which is not used here. And where the vocabulary was resized, PEFT stores
+    what was trained whole twice: by the name of its module, where it is found again, and once more.
+    """
+    stored = {tensor.name for tensor in tensors_of(adapter / ADAPTER_WEIGHTS)}
+    return [
+        key
+        for key in unexpected
+        if not key.startswith(_HEAD) and key.replace(_AGAIN, ".") not in stored - {key}
+    ]
 
 
 def _require_all_used(adapter: Path, astray: Sequence[str]) -> None:

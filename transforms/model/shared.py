@@ -8,7 +8,7 @@ last bits, so scores would depend on what was scored before.
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache, lru_cache
+from functools import cache
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -19,6 +19,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 
 from schemas.records import Int32s, Segments
 from transforms.model import directions, loading
+from transforms.model.engine import held_once
 from transforms.model.trunk import CHUNK_TOKENS, Scorer
 
 
@@ -123,7 +124,7 @@ def _tokenizer(folder: Path) -> Any:
     return loading.read_tokenizer(folder)
 
 
-@lru_cache(maxsize=1)
+@held_once
 def _scorers(shared: Adapters) -> tuple[AdapterScorer, ...]:
     artefacts = [directions.load(folder) for folder in shared.directions]
     last = max(artefact.last_layer for artefact in artefacts)

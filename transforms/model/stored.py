@@ -38,7 +38,8 @@ class StoredWriter:
         return stored.rows
 
     def shape(self, part: str) -> tuple[int, int]:
-        """(out, in) of a part."""
+        """(out, in) of a part. Raises ConfigurationError where it is quantised."""
+        _check_plain(self.parts[part], dimensionality=2)
         first, last = self.parts[part].shape
         return (last, first) if self.family.conv1d else (first, last)
 
