@@ -1,4 +1,4 @@
-"""What a person does to ranges: `deltawatch ranges accept`, `freeze`, `thaw`, `rollback`, `merge`.
+"""What a person does to ranges: `deltawatch ranges accept`, `freeze`, `rollback` and so on.
 
 On a state directory an act is left for its job, which does it when an epoch closes: so all
 conversations of an epoch are judged by the same ranges, whether the job is running or not. A
@@ -7,10 +7,11 @@ snapshot never changes: a new one is made of it.
 
 import argparse
 import getpass
+import os
 import time
 import uuid
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from functools import reduce
 from pathlib import Path
@@ -19,69 +20,17 @@ from typing import Any
 import pyarrow as pa
 
 from pipeline import report
-from pipeline.learning import frozen
-from pipeline.state import ask, model_names, newest_commit, ranges_path
+from pipeline.learning import accepted, frozen
+from pipeline.place import Place, any_ranges, is_state, names_in, short
+from pipeline.state import ask, newest_commit, policy_of
 from schemas.acts import Act, ActKind
 from schemas.artefacts import read_json
-from schemas.commit import Commit, ModelState
 from schemas.errors import ConfigurationError
-from schemas.records import Segments
+from schemas.records import Role, Segments
 from transforms.archive.flagged import Choice, read_flagged
 from transforms.ranges.calibration import accept as accepted_of
-from transforms.ranges.generations import Calendar
-from transforms.ranges.ranges import Ranges
-from transforms.ranges.snapshots import MANIFEST, load_snapshot, save_snapshot
-
-
-@dataclass(frozen=True)
-class Place:
-    """A state directory with one model chosen."""
-
-    root: Path
-    model: str
-    commit: Commit
-
-    @staticmethod
-    def of(root: Path, model: str | None) -> "Place":
-        """Raises ConfigurationError where there is no state, or no such model, or several."""
-        commit = newest_commit(root)
-        if commit is None:
-            raise ConfigurationError(
-                f"{root} holds no commit of a deltawatch; give the --state of `watch` or `audit`"
-            )
-        names = _names(root, commit)
-        if model is None and len(names) > 1:
-            raise ConfigurationError(f"give --model, one of {', '.join(names)}")
-        if model not in (None, *names):
-            raise ConfigurationError(f"{root} holds no model {model!r}, but {', '.join(names)}")
-        return Place(root, model or names[0], commit)
-
-    @property
-    def held(self) -> ModelState:
-        """What the newest commit says of the model."""
-        return self.commit.models[self.model]
-
-    @property
-    def calendar(self) -> Calendar:
-        """Of its generations."""
-        return Calendar(self.commit.epoch_ms)
-
-    def ranges(self, digest: str | None = None) -> Ranges:
-        """Its ranges of closed epochs, or others that it keeps."""
-        path = ranges_path(self.root, digest or self.held.ranges_hash)
-        return Ranges.from_bytes(path.read_bytes())
-
-
-def is_state(folder: Path) -> bool:
-    """Whether a folder is a state directory, not a snapshot."""
-    return (folder / "commits").is_dir()
-
-
-def any_ranges(folder: Path, model: str | None) -> Ranges:
-    """Ranges of a snapshot, or of a state directory."""
-    if is_state(folder):
-        return Place.of(folder, model).ranges()
-    return load_snapshot(folder, _directions_hash(folder))
+from transforms.ranges.ranges import Ranges, close
+from transforms.ranges.snapshots import MANIFEST, save_snapshot
 
 
 def accept(known: argparse.Namespace) -> None:
@@ -90,17 +39,27 @@ def accept(known: argparse.Namespace) -> None:
     choice = Choice(_ids(known), since, until)
     if choice.is_everything:
         raise ConfigurationError("say which conversations: --alert, --ids, --since or --until")
-    ranges = any_ranges(known.ranges, known.model)
+    place = _archived_place(known) if is_state(known.ranges) else None
+    ranges = place.ranges() if place else any_ranges(known.ranges, known.model)
     # A snapshot may be used under another name than the one it was made with.
-    state = is_state(known.ranges)
-    model = Place.of(known.ranges, known.model).model if state else known.model or ranges.model
+    model = known.model or (place or ranges).model
     found = _found(known.archive, model, ranges, choice)
     group = accepted_of(ranges, found)
-    if state:
-        _ask(known, ActKind.ACCEPT, accepted=group)
+    if place:
+        _ask(known, place, ActKind.ACCEPT, accepted=group)
     else:
         _save(known, ranges.accepting(group), {"accepted_into": ranges.hash})
     report.say(f"{found.conversations} conversations of {model} are to count as normal")
+
+
+def _archived_place(known: argparse.Namespace) -> Place:
+    """Where what is accepted goes: --model chooses among several.
+
+    The only one may have been archived under another name: there --model is the archive's.
+    """
+    commit = newest_commit(known.ranges)
+    alone = commit is not None and len(names_in(known.ranges, commit)) == 1
+    return Place.of(known.ranges, None if alone else known.model)
 
 
 def _found(archive: Path, model: str, ranges: Ranges, choice: Choice) -> Segments:
@@ -122,29 +81,74 @@ def _found(archive: Path, model: str, ranges: Ranges, choice: Choice) -> Segment
     return found.segments
 
 
+def revoke(known: argparse.Namespace) -> None:
+    """Take back one accept."""
+    place = _place(known)
+    kept = accepted([*place.held.acts, *place.waiting], place.calendar)
+    if known.id not in {act.id for act in kept}:
+        raise ConfigurationError(
+            f"{known.ranges} has no accept {known.id!r} in force; `ranges show` lists their ids"
+        )
+    _ask(known, place, ActKind.REVOKE, revoked=known.id)
+
+
 def freeze(known: argparse.Namespace) -> None:
     """Let ranges stay as they are."""
-    if frozen(_place(known).held.acts):
-        raise ConfigurationError(f"{known.ranges} is frozen already; `thaw` ends it")
-    _ask(known, ActKind.FREEZE)
+    place = _place(known)
+    if _frozen_then(place):
+        raise ConfigurationError(f"{known.ranges} is frozen{_once(place)}; `thaw` ends it")
+    _ask(known, place, ActKind.FREEZE)
 
 
 def thaw(known: argparse.Namespace) -> None:
     """Let ranges learn again."""
-    if not frozen(_place(known).held.acts):
-        raise ConfigurationError(f"{known.ranges} is not frozen")
-    _ask(known, ActKind.THAW)
+    place = _place(known)
+    if not _frozen_then(place):
+        raise ConfigurationError(
+            f"{known.ranges} is not frozen{_once(place)}; there is nothing to thaw"
+        )
+    _ask(known, place, ActKind.THAW)
+
+
+def _frozen_then(place: Place) -> bool:
+    """Whether nothing will be learnt once all that was asked for is done."""
+    return frozen([*place.held.acts, *place.waiting])
+
+
+def _once(place: Place) -> str:
+    """From when on that is so, and by what, where it has only been asked for."""
+    asked = [act for act in place.waiting if act.kind in (ActKind.FREEZE, ActKind.THAW)]
+    if not asked:
+        return ""
+    last = asked[-1]
+    return f" once the open epoch closes ({last.who} asked for {last.kind}: {last.why})"
 
 
 def rollback(known: argparse.Namespace) -> None:
     """Let ranges be as they were at the end of a day."""
     place, asked = _place(known), known.to.date().isoformat()
     last = place.calendar.generation_at(_ms(known.to))
-    if not any(number <= last for number in place.held.generations):
+    left = [digest for number, digest in place.held.generations.items() if number <= last]
+    if not left:
         raise ConfigurationError(
             f"{known.ranges} holds nothing of days up to {asked}; `ranges show` lists its days"
         )
-    _ask(known, ActKind.ROLLBACK, generation=last)
+    for role in _lost(place, reduce(close, map(place.ranges, left))):
+        report.say(
+            f"WARNING: by {asked} too few conversations had been counted: role {role.name.lower()} "
+            "will not be judged until there are enough again"
+        )
+    _ask(known, place, ActKind.ROLLBACK, generation=last)
+
+
+def _lost(place: Place, left: Ranges) -> list[Role]:
+    """Roles that are calibrated and would not be by what is left, as far as the policy is known."""
+    try:
+        policy = policy_of(read_json(place.root / "job.json"))
+    except (OSError, ValueError, KeyError, TypeError):  # no command has run on it yet
+        return []
+    now, then = policy.missing(place.ranges()), policy.missing(left)
+    return [role for role in Role if then[role] and not now[role]]
 
 
 def merge(known: argparse.Namespace) -> None:
@@ -164,26 +168,32 @@ def _place(known: argparse.Namespace) -> Place:
 
 def _ask(
     known: argparse.Namespace,
+    place: Place,
     kind: ActKind,
     *,
-    generation: int | None = None,
     accepted: Ranges | None = None,
+    **what: Any,
 ) -> None:
-    now, model = time.time_ns() // 10**6, _place(known).model
+    """Leave an act for the job; `what` are attributes of its kind."""
+    now = time.time_ns() // 10**6
     name, digest = f"{now}-{kind}-{uuid.uuid4().hex[:8]}", accepted.hash if accepted else ""
-    act = Act(name, kind, model, _who(known), now, known.why, digest, generation)
-    ask(known.ranges, act, accepted)
-    report.say(f"{kind} of {model} asked for; it takes effect when the open epoch closes")
+    act = Act(name, kind, place.model, _who(known), now, known.why, digest, **what)
+    with _written(place.root, "do it as the user that the job runs as"):
+        ask(place.root, act, accepted)
+    report.say(
+        f"{kind} of {place.model} asked for as {name}; it takes effect when the open epoch closes"
+    )
 
 
 def _save(known: argparse.Namespace, ranges: Ranges, made: Mapping[str, Any]) -> None:
     if known.out is None:
         raise ConfigurationError("a snapshot never changes: give --out for the new one")
-    if (known.out / MANIFEST).exists():
-        raise ConfigurationError(f"{known.out} holds a snapshot already; give another --out")
     when = datetime.now(UTC).isoformat(timespec="seconds")
-    by_hand = {"who": _who(known), "when": when, "why": known.why}
-    save_snapshot(ranges, known.out, {**_kept(known.ranges), **made, **by_hand})
+    story = {**_kept(known.ranges), **made, "who": _who(known), "when": when, "why": known.why}
+    with _written(known.out, "give --out a writable folder"):
+        if (known.out / MANIFEST).exists():
+            raise ConfigurationError(f"{known.out} holds a snapshot already; give another --out")
+        save_snapshot(ranges, known.out, story)
     report.say(f"ranges {ranges.hash[:12]} in {known.out}")
 
 
@@ -210,26 +220,20 @@ def _max_tokens(folder: Path) -> int:
     return read_json(folder / MANIFEST)["made"].get("max_tokens") or 0
 
 
-def _names(root: Path, commit: Commit) -> list[str]:
-    """Of the models that the job on a state judges now."""
+@contextmanager
+def _written(folder: Path, remedy: str) -> Iterator[None]:
+    """Turn an OSError of what writes into a folder into ConfigurationError."""
     try:
-        named = sorted(model_names(read_json(root / "job.json")))
-    except (OSError, ValueError):  # no command has run on it yet
-        return sorted(commit.models)
-    return named if set(named) <= commit.models.keys() else sorted(commit.models)
-
-
-def _directions_hash(folder: Path) -> str:
-    try:
-        return str(read_json(folder / MANIFEST)["directions_hash"])
-    except (OSError, ValueError, KeyError):
-        raise ConfigurationError(
-            f"{folder} is neither a ranges snapshot nor a state directory"
-        ) from None
+        yield
+    except OSError as error:
+        raise ConfigurationError(f"cannot write to {folder} ({short(error)}); {remedy}") from None
 
 
 def _who(known: argparse.Namespace) -> str:
-    return known.who or getpass.getuser()
+    try:
+        return known.who or getpass.getuser()
+    except (KeyError, OSError):  # a container's user has no name where nobody gave it one
+        return str(os.getuid())
 
 
 def _ids(known: argparse.Namespace) -> frozenset[str]:

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import pyarrow as pa
 
+from pipeline import report
 from pipeline.job import Job, Model
 from pipeline.learning import Learned, Store
 from schemas.acts import Act
@@ -71,8 +72,8 @@ def model_after(
     _write_rows([*begun, *totals], plan.closed_before + 1, folder, job, model)
     ranges_hash = store.write_ranges(learned.total)
     shift, news = _shifted(held.shift, counted, plan, job, model)
-    if learned.acts != before.acts:  # what was too much is now judged anew
-        shift = Shift()
+    if any(act.done for act in learned.acts[len(before.acts) :]):
+        shift = Shift()  # what was too much is now judged anew
     return replace(
         held,
         ranges_hash=ranges_hash,
@@ -124,6 +125,8 @@ def _learned(
         learned = learned.at(after, job.policy.missing)
     for act in acts:
         learned = learned.acted(act, after)
+        if not learned.acts[-1].done:
+            report.not_done(act)
     return learned
 
 

@@ -98,6 +98,7 @@ def _ranges(known: argparse.Namespace, _: Sequence[str]) -> int:
         return 0
     acts = {
         "accept": by_hand.accept,
+        "revoke": by_hand.revoke,
         "freeze": by_hand.freeze,
         "thaw": by_hand.thaw,
         "rollback": by_hand.rollback,

@@ -91,21 +91,30 @@ class Learned:
         return self._with(kept, total)
 
     def acted(self, act: Act, epoch: int) -> "Learned":
-        """With what a person did; `epoch` is the first that is judged by it."""
-        number = self.calendar.generation(epoch)
-        generations = dict(self.generations) or self._begun(number)
-        acts = (*self.acts, replace(act, epoch=epoch))
-        learned = replace(self, generations=generations, acts=acts)
-        if act.kind is ActKind.ROLLBACK and act.generation is not None:
-            last = act.generation
-            return learned._with([number for number in generations if number <= last])
+        """With what a person did; `epoch` is the first that is judged by it.
+
+        A rollback to a day of which nothing is left (it may have expired since it was asked for) is
+        noted as not done: nobody means to lose all ranges by it.
+        """
+        generations = dict(self.generations) or self._begun(self.calendar.generation(epoch))
+        left = [number for number in generations if _stays(number, act)]
+        act = replace(act, epoch=epoch, done=bool(left) or act.kind is not ActKind.ROLLBACK)
+        learned = replace(self, generations=generations, acts=(*self.acts, act))
         if act.kind is ActKind.ACCEPT:
             return replace(learned, total=learned._accepting(self.total, [act.ranges_hash]))
+        if act.kind is ActKind.REVOKE or (act.kind is ActKind.ROLLBACK and act.done):
+            return learned._with(left)
         return learned
 
     def _begun(self, number: int) -> dict[int, str]:
-        """What there was before the first generation, as one of the day before it."""
-        return {} if self.total.is_empty else {number - 1: self.store.write_ranges(self.total)}
+        """What there was before the first generation, as one of the day before it.
+
+        After an act there is nothing to begin with: it began them, and what is in the ranges all
+        the same was accepted.
+        """
+        if self.acts or self.total.is_empty:
+            return {}
+        return {number - 1: self.store.write_ranges(self.total)}
 
     def _with(self, numbers: Iterable[int], total: Ranges | None = None) -> "Learned":
         generations = {number: self.generations[number] for number in sorted(numbers)}
@@ -115,7 +124,8 @@ class Learned:
     def _of(self, numbers: Iterable[int]) -> Ranges:
         parts = (self.store.read_ranges(self.generations[number]) for number in numbers)
         total = reduce(close, parts, self.total.emptied())
-        return self._accepting(total, accepted(self.acts, self.calendar))
+        kept = accepted(self.acts, self.calendar)
+        return self._accepting(total, [act.ranges_hash for act in kept])
 
     def _accepting(self, total: Ranges, digests: Iterable[str]) -> Ranges:
         for digest in digests:
@@ -129,15 +139,29 @@ def frozen(acts: Iterable[Act]) -> bool:
     return kinds[-1:] == [ActKind.FREEZE]
 
 
-def accepted(acts: Iterable[Act], calendar: Calendar) -> list[str]:
-    """Hashes of what was accepted, and not undone by a later rollback to a day before it."""
-    found: list[tuple[int, str]] = []
+def accepted(acts: Iterable[Act], calendar: Calendar) -> list[Act]:
+    """What was accepted, not revoked, and not undone by a later rollback to a day before it.
+
+    What waits counts as accepted now.
+    """
+    found: list[Act] = []
     for act in acts:
-        if act.kind is ActKind.ACCEPT and act.epoch is not None:
-            found.append((calendar.generation(act.epoch), act.ranges_hash))
-        elif act.kind is ActKind.ROLLBACK and act.generation is not None:
-            found = [each for each in found if each[0] <= act.generation]
-    return [digest for _, digest in found]
+        if act.kind is ActKind.ACCEPT:
+            found.append(act)
+        elif act.kind is ActKind.REVOKE:
+            found = [each for each in found if each.id != act.revoked]
+        elif act.kind is ActKind.ROLLBACK and act.done:
+            found = [
+                each
+                for each in found
+                if each.epoch is None or _stays(calendar.generation(each.epoch), act)
+            ]
+    return found
+
+
+def _stays(generation: int, act: Act) -> bool:
+    """Whether an act leaves what is of a generation."""
+    return act.generation is None or generation <= act.generation
 
 
 def _is_worse(missing: Missing, before: Missing, waiting: bool) -> bool:

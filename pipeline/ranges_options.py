@@ -7,6 +7,7 @@ from pathlib import Path
 _ACTIONS = {
     "show": "say what is in ranges",
     "accept": "let flagged conversations of an archive count as normal",
+    "revoke": "take back what was accepted",
     "freeze": "let ranges stay as they are",
     "thaw": "let frozen ranges learn again",
     "rollback": "forget what ranges learnt after a day",
@@ -25,7 +26,8 @@ def add(parser: argparse.ArgumentParser) -> None:
     for name, action in made.items():
         several = "+" if name == "merge" else None
         action.add_argument("ranges", type=Path, nargs=several, metavar="RANGES", help=_FOLDER)
-        action.add_argument("--model", help="of a state with several")
+        archived = "; else the name in the archive" if name == "accept" else ""
+        action.add_argument("--model", help=f"of a state with several{archived}")
         if name != "show":
             action.add_argument("--why", required=True, help="the reason, for who reads it later")
             action.add_argument("--who", help="does it (this user)")
@@ -35,6 +37,7 @@ def add(parser: argparse.ArgumentParser) -> None:
         )
     _show_options(made["show"])
     _accept_options(made["accept"])
+    made["revoke"].add_argument("id", metavar="ID", help="of the accept, as `ranges show` has it")
     made["rollback"].add_argument(
         "--to", type=_moment, required=True, metavar="DATE", help="last day that is kept (UTC)"
     )

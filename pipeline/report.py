@@ -10,6 +10,7 @@ from typing import Any
 from pipeline.job import Job
 from pipeline.log_lines import LOGGER
 from pipeline.state import State
+from schemas.acts import Act
 from schemas.commit import Commit
 from schemas.range_shift import RangeShift
 from transforms.model.directions import Directions
@@ -152,6 +153,17 @@ def shifted(shift: RangeShift) -> None:
         model=shift.model,
         judged=shift.judged,
         flagged=shift.flagged,
+    )
+
+
+def not_done(act: Act) -> None:
+    """What a person wanted cannot be done any more."""
+    say(
+        f"WARNING: {act.kind} of {act.model}, asked for by {act.who}, was not done: nothing is left"
+        " of days up to the one it names",
+        event="act_not_done",
+        model=act.model,
+        act=act.id,
     )
 
 

@@ -8,10 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.by_hand import Place, any_ranges, is_state
 from pipeline.learning import frozen
-from pipeline.state import asked_acts
-from schemas.acts import Act
+from pipeline.place import Place, any_ranges, is_state
+from schemas.acts import Act, ActKind
 from schemas.artefacts import read_json
 from schemas.errors import ConfigurationError
 from schemas.records import STEPS_PER_UNIT, Role
@@ -84,11 +83,9 @@ def _story(known: argparse.Namespace, ranges: Ranges) -> Iterator[str]:
     if frozen(place.held.acts):
         yield "FROZEN: nothing is learnt"
     for act in place.held.acts:
-        yield _act(place, act, f"since epoch {act.epoch}")
-    done = {act.id for act in place.held.acts}
-    for act in asked_acts(known.ranges):
-        if act.model == place.model and act.id not in done:
-            yield _act(place, act, "when the open epoch closes")
+        yield _act(place, act, f"since epoch {act.epoch}" if act.done else "NOT DONE")
+    for act in place.waiting:
+        yield _act(place, act, "when the open epoch closes")
 
 
 def _generation(day: str, ranges: Ranges) -> str:
@@ -97,9 +94,16 @@ def _generation(day: str, ranges: Ranges) -> str:
 
 
 def _act(place: Place, act: Act, effect: str) -> str:
-    until = "" if act.generation is None else f" to {_day(place, act.generation)}"
     when = _utc(act.when_ms).isoformat(timespec="seconds")
-    return f"{act.kind}{until} by {act.who} at {when}, {effect}: {act.why}"
+    return f"{act.kind}{_object(place, act)} by {act.who} at {when}, {effect}: {act.why}"
+
+
+def _object(place: Place, act: Act) -> str:
+    """What an act is about; of an accept the id that `revoke` takes."""
+    if act.kind is ActKind.ROLLBACK and act.generation is not None:
+        return f" to {_day(place, act.generation)}"
+    named = act.id if act.kind is ActKind.ACCEPT else act.revoked
+    return f" {named}" if named else ""
 
 
 def _day(place: Place, generation: int) -> str:
@@ -146,7 +150,12 @@ def _plot(ranges: Ranges, path: Path) -> None:
     for axes, role in zip(figure.subplots(len(Role), sharex=True), Role, strict=True):
         _draw(axes, ranges.conversations, role)
     figure.suptitle(f"{ranges.model}: ranges {ranges.hash[:12]}")
-    figure.savefig(path)
+    try:
+        figure.savefig(path)
+    except OSError as error:
+        raise ConfigurationError(
+            f"cannot write --plot {path} ({error.strerror}); give a path in a writable folder"
+        ) from None
 
 
 def _draw(axes: Any, counts: Counts, role: Role) -> None:

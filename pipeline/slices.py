@@ -229,13 +229,15 @@ class Slices:
             model.name: self._model_after(model, plan, folder, counts, acts)
             for model in self._job.models
         }
+        # What was told of a model that is judged no longer is not told again after every slice.
+        former = {name: replace(held, news=()) for name, held in self.commit.models.items()}
         files = collect.pending_files(self.commit.pending, folder, self._state.root)
         return Commit(
             number=plan.number,
             config_hash=plan.config_hash,
             progress=plan.after,
             closed_epoch=plan.closed_after,
-            models={**self.commit.models, **models},
+            models={**former, **models},
             slice_ledger=ledger,
             total_ledger=self.commit.total_ledger + ledger,
             pending={epoch: paths for epoch, paths in files.items() if not plan.closes(epoch)},
@@ -247,16 +249,17 @@ class Slices:
         )
 
     def _waiting(self) -> list[Act]:
-        """What people want done to ranges."""
-        done = {act.id for held in self.commit.models.values() for act in held.acts}
-        return self._state.take_acts(done)
+        """What people want done to ranges of the job's models; it waits for others to come back."""
+        return self._state.take_acts(self.commit.done, lambda act: self._concerned(act) is not None)
+
+    def _concerned(self, act: Act) -> str | None:
+        return self.commit.concerned(act, [model.name for model in self._job.models])
 
     def _model_after(
         self, model: Model, plan: Plan, folder: Path, counts: Counts, acts: Sequence[Act]
     ) -> ModelState:
         held = self.commit.models[model.name]
-        # One model may have been renamed since.
-        mine = [act for act in acts if act.model == model.name or not self._job.routed]
+        mine = [act for act in acts if self._concerned(act) == model.name]
         after = collect.model_after(held, plan, self._job, model, folder, self._state, mine)
         return replace(after, ledger=held.ledger + counts.by_model.get(model.name, Ledger()))
 

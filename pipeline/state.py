@@ -22,6 +22,7 @@ from schemas.artefacts import read_json, write_bytes, write_json
 from schemas.commit import Commit
 from schemas.errors import ConfigurationError
 from schemas.plan import Plan
+from transforms.ranges.policies import Policy, PolicySettings, make_policy
 from transforms.ranges.ranges import Ranges
 
 COMMITS_KEPT = 10
@@ -69,17 +70,22 @@ class State:
         """A plan that was begun and not committed."""
         return pending_plan(self.root, self.newest_commit())
 
-    def take_acts(self, done: Container[str]) -> list[Act]:
-        """What people want done to ranges, oldest first; those whose id is done are dropped."""
-        asked = asked_acts(self.root)
-        for act in asked:
+    def take_acts(self, done: Container[str], wanted: Callable[[Act], bool]) -> list[Act]:
+        """What people want done to ranges, oldest first; others than those wanted stay.
+
+        Those whose id is done are dropped.
+        """
+        taken = []
+        for act in asked_acts(self.root):
             accepted = self.root / ACTS / f"{act.id}.safetensors"
             if act.id in done:
                 (self.root / ACTS / f"{act.id}.json").unlink()
                 accepted.unlink(missing_ok=True)
-            elif accepted.exists():
-                self.write_ranges(Ranges.from_bytes(accepted.read_bytes()))
-        return [act for act in asked if act.id not in done]
+            elif wanted(act):
+                taken.append(act)
+                if accepted.exists():
+                    self.write_ranges(Ranges.from_bytes(accepted.read_bytes()))
+        return taken
 
     def describe(self, job: dict[str, Any]) -> None:
         """Say what runs on this state."""
@@ -141,6 +147,11 @@ class State:
 def model_names(job: Mapping[str, Any]) -> list[str]:
     """Of the models that a job judges, by what `job.json` says of it."""
     return list(job.get("models") or [job["model"]])
+
+
+def policy_of(job: Mapping[str, Any]) -> Policy:
+    """What decides about a job's conversations, by what `job.json` says of it."""
+    return make_policy(job["policy"], PolicySettings(**job["settings"]))
 
 
 def newest_commit(root: Path) -> Commit | None:

@@ -7,7 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.learning import frozen
-from pipeline.state import model_names, newest_commit, oldest_commit, pending_plan, ranges_path
+from pipeline.state import (
+    model_names,
+    newest_commit,
+    oldest_commit,
+    pending_plan,
+    policy_of,
+    ranges_path,
+)
 from schemas.artefacts import read_json
 from schemas.client_properties import NOT_SECURED, ClientProperties
 from schemas.commit import Commit, Ledger, ModelState
@@ -15,7 +22,7 @@ from schemas.errors import ConfigurationError
 from schemas.plan import PartitionProgress
 from schemas.records import Role
 from transforms.logs.open import Logs
-from transforms.ranges.policies import PolicySettings, make_policy
+from transforms.ranges.policies import Policy
 from transforms.ranges.ranges import Ranges
 
 
@@ -147,8 +154,8 @@ class Status:
         return len(self._names) > 1
 
     @property
-    def _policy(self) -> Any:
-        return make_policy(self.job["policy"], PolicySettings(**self.job["settings"]))
+    def _policy(self) -> Policy:
+        return policy_of(self.job)
 
 
 def _long(seconds: float) -> str:

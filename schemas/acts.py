@@ -12,6 +12,7 @@ class ActKind(StrEnum):
     FREEZE = "freeze"  # learn nothing more
     THAW = "thaw"  # learn again
     ROLLBACK = "rollback"  # forget what was learnt after a day
+    REVOKE = "revoke"  # take back one accept
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +29,8 @@ class Act:
       ranges_hash: of the ranges of what was accepted; "" for other kinds.
       generation: last one that is kept, for a rollback.
       epoch: the first that is judged by it; None: it has not taken effect yet.
+      revoked: id of the accept that is taken back; "" for other kinds.
+      done: False: when its time had come it could not be done, and nothing was changed.
     """
 
     id: str
@@ -39,6 +42,8 @@ class Act:
     ranges_hash: str = ""
     generation: int | None = None
     epoch: int | None = None
+    revoked: str = ""
+    done: bool = True
 
     def to_json(self) -> dict[str, Any]:
         """As files hold it."""

@@ -26,6 +26,9 @@ RANGES = "ranges"
 QUANTILES = ("p50", "p90", "p99", "p999")
 """Columns of `ranges`: quantiles of the per-conversation extremes."""
 
+ROLE_SINCE = 3
+"""The first version with column `role` of `conversations`."""
+
 SCHEMA_VERSION_KEY = "deltawatch.schema_version"
 """Footer key."""
 
@@ -173,6 +176,11 @@ def ranges_schema() -> pa.Schema:
             pa.field("window", pa.float32()),
         ]
     )
+
+
+def schema_version(schema: pa.Schema) -> int:
+    """Which version of the tables a file is of, by its footer; 0: it does not say."""
+    return int((schema.metadata or {}).get(SCHEMA_VERSION_KEY.encode(), 0))
 
 
 def with_footer(schema: pa.Schema, directions_hash: str, names: Sequence[str]) -> pa.Schema:

@@ -1,6 +1,6 @@
 """The commit file: all that a restart needs to go on as if nothing had happened."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -8,10 +8,10 @@ from schemas.acts import Act
 from schemas.plan import PartitionProgress
 from schemas.range_shift import RangeShift
 
-FORMAT = 5
+FORMAT = 6
 """1 had neither `lost` in its ledgers nor `reasons` nor `committed_ms`; 2 held one model; 3 did not
 say how long an epoch is, where conversations are cut, and which ranges a model began with; 4 knew
-neither generations nor acts."""
+neither generations nor acts; 5 knew no accept that is taken back, and no act that was not done."""
 
 UNNAMED = ""
 """The one model of a commit of format 1 or 2, which did not name it."""
@@ -154,6 +154,21 @@ class Commit:
     committed_ms: int = 0
     epoch_ms: int = 0
     max_tokens: int = 0
+
+    @property
+    def done(self) -> set[str]:
+        """Ids of what people did."""
+        return {act.id for held in self.models.values() for act in held.acts}
+
+    def concerned(self, act: Act, judged: Sequence[str]) -> str | None:
+        """Which of the models that are judged now an act is about; None: none of them any more.
+
+        That is the one it names, or the only one where it has been renamed since.
+        """
+        if act.model in judged:
+            return act.model
+        renamed = len(judged) == 1 and act.model not in self.models
+        return judged[0] if renamed else None
 
     def called(self, name: str) -> "Commit":
         """With this name for its model, where it has but one: names may have changed."""

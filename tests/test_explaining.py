@@ -4,6 +4,7 @@ import re
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import fields, replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from schemas.errors import ConfigurationError
 from schemas.ocsf import alerts, to_ocsf
 from schemas.records import Header, Position, Role, ScoredPack, ScoredRow, Status, VerdictPack
 from transforms.archive import files, fitted, rows
+from transforms.archive.flagged import Choice, read_flagged
 from transforms.ranges.calibration import accept, calibrate
 from transforms.ranges.judging import Judge
 from transforms.ranges.policies import POLICY_NAMES, Policy, PolicySettings, make_policy
@@ -243,12 +245,28 @@ def without_first(table: pa.Table) -> pa.Table:
         (CONVERSATIONS, altered("threshold", 0, ulp_more), "threshold differs"),
         (CONVERSATIONS, altered("status", 0, to("clean")), "status differs .archive clean, recomp"),
         (CONVERSATIONS, altered("role", 0, to("assistant")), "role differs .archive assistant, r"),
+        (
+            CONVERSATIONS,
+            altered("role", 0, to(None)),
+            "role differs .archive none, recomputed user",
+        ),
         (CONVERSATIONS, altered("segment_high", 0, peak_more), r"score differs.*high\[3\] differs"),
         (CONVERSATIONS, altered("low", 0, first_more), r"low\[0\] differs"),
         (EXCEEDANCES, altered("value", 0, ulp_more), "value of exceedance 1 differs"),
         (EXCEEDANCES, altered("margin", 0, ulp_more), "margin of exceedance 1 differs"),
         (EXCEEDANCES, altered("token_start", 0, to(77)), "token_start of exceedance 1 differs"),
         (EXCEEDANCES, altered("direction", 0, to("O9_u9")), "direction of exceedance 1 differs"),
+        (EXCEEDANCES, altered("epoch", 0, to(EPOCH - 1)), "epoch of exceedance 1 differs"),
+        (
+            EXCEEDANCES,
+            altered("effective_time", 0, lambda time: time + timedelta(milliseconds=1)),
+            r"effective_time of exceedance 1 differs .archive 2023-11-14 23:20:00\.001",
+        ),
+        (
+            EXCEEDANCES,
+            altered("conversation_id", 0, to("x")),
+            "conversation_id of exceedance 1 dif",
+        ),
         (EXCEEDANCES, without_first, r"number of exceedances differs \(archive 0, recomputed 1\)"),
         (RANGES, altered("bound", 3, step_more), "score differs.*bound of exceedance 1 differs"),
         (RANGES, altered("threshold", 0, step_more), "threshold differs"),
@@ -297,6 +315,32 @@ def test_a_record_judged_twice_is_explained_twice(
     lines = capsys.readouterr().out.splitlines()
     assert lines.count("reproduced") == 2
     assert len({line for line in lines if "; ranges " in line}) == 2
+
+
+def test_one_judged_by_two_policies_is_accepted_by_either_alert(tmp_path: Path) -> None:
+    """Of the same records, which other policies gave other alerts; each conversation once."""
+    ranges = calibrated()
+    first = archive_of(tmp_path, make_policy("budget", SETTINGS), ranges)
+    again = judged(make_policy("percentile", SETTINGS), ranges)
+    write(tmp_path, CONVERSATIONS, rows.conversations_table([again], NAMED, DIRECTIONS_HASH), "f")
+    both = frozenset({ids(first)[0], ids(again)[0]})
+    assert len(both) == 2
+    assert first.scored.rows[0] == again.scored.rows[0]
+    found = read_flagged(tmp_path, MODEL, DIRECTIONS_HASH, DIRECTIONS, Choice(both))
+    assert found.ids == both
+    assert found.segments.conversations == 1
+
+
+def without_role(table: pa.Table) -> pa.Table:
+    """Table `conversations` as schema version 2 had it."""
+    metadata = {**(table.schema.metadata or {}), b"deltawatch.schema_version": b"2"}
+    return table.drop_columns(["role"]).replace_schema_metadata(metadata)
+
+
+def test_a_role_that_a_former_version_did_not_write_is_not_missed(tmp_path: Path) -> None:
+    policy = make_policy("budget", SETTINGS)
+    sent = ids(archive_of(tmp_path, policy, calibrated(), {CONVERSATIONS: without_role}))
+    assert explained(tmp_path, sent[0]).reproduced
 
 
 def by_former_version(table: pa.Table) -> pa.Table:

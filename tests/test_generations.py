@@ -205,3 +205,58 @@ def test_generations_survive_the_way_through_a_commit() -> None:
     commit = Commit(1, "c", (), 7, {"a-model": held}, Ledger(), Ledger(), {}, {})
     assert Commit.from_json(json.loads(json.dumps(commit.to_json()))) == commit
     assert held.hashes == {"r", "o", "x", "y"}
+
+
+def test_one_accept_is_taken_back_and_nothing_else_is() -> None:
+    memory = Memory()
+    groups = [memory.write_ranges(counts(seed)) for seed in (50, 60)]
+    learned = Learned(recounted([7]), memory, HOURLY).counted(FIRST, counts(1))
+    for number, digest in enumerate(groups):
+        learned = learned.acted(act(ActKind.ACCEPT, number, digest), FIRST + 1)
+    learned = learned.counted(FIRST + 1, counts(2))
+    revoke = replace(act(ActKind.REVOKE, 2), revoked="0")
+    back = learned.acted(revoke, FIRST + 2)
+    assert replace(back.total, accepted=None).hash == recounted([7, 1, 2]).hash
+    assert accepted_of(back) == counts(60).hash
+    later = back.counted(FIRST + 24, counts(3)).at(FIRST + 24 * 9, always)
+    assert accepted_of(later) == counts(60).hash, "expiry does not bring it back"
+    neither = later.acted(replace(revoke, revoked="1"), FIRST + 24 * 9)
+    assert neither.total.accepted is None
+
+
+def test_an_accept_before_anything_was_counted_is_kept_once() -> None:
+    memory = Memory()
+    group = memory.write_ranges(counts(50))
+    learned = Learned(EMPTY, memory, HOURLY).acted(act(ActKind.ACCEPT, 0, group), FIRST)
+    learned = learned.counted(FIRST, counts(1))
+    assert accepted_of(learned) == counts(50).hash
+    assert learned.generations == {FIRST // 24: counts(1).hash}
+    later = learned.counted(FIRST + 24, counts(2))
+    back = later.acted(act(ActKind.ROLLBACK, 1, generation=FIRST // 24), FIRST + 25)
+    assert accepted_of(back) == counts(50).hash
+    assert replace(back.total, accepted=None).hash == recounted([1]).hash
+    gone = learned.at(FIRST + 24 * 90, always).counted(FIRST + 24 * 90, counts(3))
+    assert accepted_of(gone) == counts(50).hash, "not either when all else had expired"
+
+
+def test_a_group_that_came_with_the_base_goes_with_it() -> None:
+    base = recounted([7]).accepting(counts(50))
+    learned = Learned(base, Memory(), HOURLY).acted(act(ActKind.FREEZE), FIRST)
+    learned = learned.acted(act(ActKind.THAW, 1), FIRST).counted(FIRST, counts(1))
+    assert accepted_of(learned) == counts(50).hash
+    assert learned.at(FIRST + 24 * 9, always).total.accepted is None
+
+
+def test_a_rollback_to_a_day_of_which_nothing_is_left_is_not_done() -> None:
+    memory = Memory()
+    group = memory.write_ranges(counts(50))
+    learned = Learned(EMPTY, memory, HOURLY).counted(FIRST, counts(1))
+    learned = learned.acted(act(ActKind.ACCEPT, 0, group), FIRST + 24)
+    learned = learned.counted(FIRST + 24, counts(2)).at(FIRST + 24 * 3, never)
+    assert set(learned.generations) == {FIRST // 24 + 1}, "the day asked for has expired"
+    kept = learned.acted(act(ActKind.ROLLBACK, 1, generation=FIRST // 24), FIRST + 24 * 3)
+    assert kept.total.hash == learned.total.hash
+    assert kept.generations == learned.generations
+    assert [each.done for each in kept.acts] == [True, False]
+    thawed = kept.acted(replace(act(ActKind.REVOKE, 2), revoked="x"), FIRST + 24 * 3)
+    assert accepted_of(thawed) == counts(50).hash, "nor does it undo an accept later"

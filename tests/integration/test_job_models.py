@@ -27,11 +27,15 @@ from outcome import Outcome, Row, run
 from pipeline.demo.broker import Broker
 from pipeline.follow import Follow
 from pipeline.job import Job, Model
+from pipeline.learning import frozen
 from pipeline.metrics import JobCollector
 from pipeline.slices import Slices
-from pipeline.state import State, newest_commit
+from pipeline.state import State, ask, asked_acts, newest_commit
 from pipeline.status import Status as StatusOfJob
+from schemas.acts import Act, ActKind
+from schemas.commit import Commit, Ledger, ModelState
 from schemas.errors import ConfigurationError
+from schemas.range_shift import RangeShift
 from schemas.records import Status
 from transforms.logs.times import EventTime
 from transforms.ranges.policies import PolicySettings, make_policy
@@ -200,6 +204,57 @@ def test_a_model_that_is_new_begins_anew_and_one_that_is_gone_is_kept(
     with pytest.raises(ConfigurationError, match="other directions for support"):
         Slices(replace(both, models=(replace(new, name="support"), legal)), state)
     state.close()
+
+
+def test_a_model_that_is_gone_is_told_of_once_and_what_is_asked_for_it_waits(
+    base_model: Path, said: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    log = traffic.to_files(tmp_path / "log", traffic.records(said[:150]))
+    both = job_of(base_model, log, tmp_path / "out", slice_records=25)
+    state = State(tmp_path / "state")
+    begun = Slices(both, state)
+    while len(begun.commit.models["support"].generations) == 0:
+        assert begun.step()
+    news = RangeShift("7" * 64, "legal/v1", "d" * 64, "budget/3", RATE, 1, 2, 100, 50, 7)
+    legal = replace(begun.commit.models["legal/v1"], news=(news,))
+    models = {**begun.commit.models, "legal/v1": legal}
+    state.write_commit(replace(begun.commit, models=models))
+    ask(state.root, Act("1-freeze", ActKind.FREEZE, "legal/v1", "ann", 1, "because"))
+
+    support = replace(both, models=both.models[:1], slice_records=2000)
+    slices = Slices(support, state)
+    before = slices.commit.closed_epoch
+    assert told(support) == [news.id], "it may not have been told before a crash"
+    assert slices.step()
+    assert slices.commit.closed_epoch is not None and before is not None
+    assert slices.commit.closed_epoch > before + 1, "no act holds it to an epoch a slice"
+    Slices(support, state)
+    assert told(support) == [news.id]
+    assert not slices.commit.done
+    assert not frozen(Slices(both, state).commit.models["legal/v1"].acts)
+    assert [act.id for act in asked_acts(state.root)] == ["1-freeze"], "it waits"
+    assert Slices(both, state)._waiting() == asked_acts(state.root)
+    state.close()
+
+
+def told(job: Job) -> list[str]:
+    """Ids of the shifts that were sent."""
+    events = [json.loads(line) for line in Path(job.alerts).read_text().splitlines()]
+    return [each["metadata"]["uid"] for each in events if each["unmapped"].get("event")]
+
+
+def test_an_act_is_of_the_model_it_names_or_of_the_only_one_where_that_was_renamed() -> None:
+    held = {name: ModelState("r", "o") for name in ("a", "b")}
+    commit = Commit(1, "c", (), 7, held, Ledger(), Ledger(), {}, {})
+    by_name = {
+        name: Act(name, ActKind.FREEZE, name, "ann", 1, "because") for name in ("a", "b", "former")
+    }
+    for judged, expected in (
+        (["a", "b"], ["a", "b", None]),
+        (["a"], ["a", None, "a"]),
+    ):
+        found = [commit.concerned(by_name[name], judged) for name in ("a", "b", "former")]
+        assert found == expected
 
 
 def test_status_and_metrics_say_it_of_each_model(

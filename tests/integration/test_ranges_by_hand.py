@@ -1,6 +1,8 @@
 """Jobs over several days: what expires, and what people do to ranges by `deltawatch ranges`."""
 
 import json
+import os
+import shutil
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -12,9 +14,10 @@ import traffic
 from cheap_job import MODEL, SETTINGS, cheap_job
 from outcome import Outcome, Row, run
 
-from pipeline.by_hand import Place
 from pipeline.cli import main
 from pipeline.job import Job
+from pipeline.learning import frozen
+from pipeline.place import Place
 from pipeline.slices import Slices
 from pipeline.state import State, asked_acts
 from transforms.logs.times import EventTime
@@ -123,13 +126,20 @@ def ranges(*arguments: str | Path) -> int:
 BY_ANN = ("--who", "ann", "--why", "a new product")
 
 
-def test_frozen_and_thawed_by_command(log: str, base_model: Path, tmp_path: Path) -> None:
+def test_frozen_and_thawed_by_command(
+    log: str, base_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     state = State(tmp_path / "state")
     slices = Slices(job_on(log, base_model, tmp_path, slice_records=20), state)
     first = traffic.START_MS // EPOCH_MS
     steps(slices, first + 8)
     assert ranges("freeze", state.root, *BY_ANN) == 0, "while the job runs"
-    assert ranges("freeze", state.root, *BY_ANN) == 0, "it has not been done yet"
+    assert ranges("freeze", state.root, *BY_ANN) == 2
+    assert "is frozen once the open epoch closes (ann asked for freeze: a n" in errors(capsys)
+    assert ranges("thaw", state.root, *BY_ANN) == 0, "ends the freeze that waits"
+    assert ranges("thaw", state.root, *BY_ANN) == 2
+    assert "is not frozen once the open epoch closes (ann asked for thaw" in errors(capsys)
+    assert ranges("freeze", state.root, *BY_ANN) == 0
     learned = slices.ranges()[MODEL].hash
     slices.step()
     frozen = slices.ranges()[MODEL].hash
@@ -137,24 +147,29 @@ def test_frozen_and_thawed_by_command(log: str, base_model: Path, tmp_path: Path
     steps(slices, first + 16)
     assert slices.ranges()[MODEL].hash == frozen
     assert ranges("freeze", state.root, *BY_ANN) == 2
+    assert "is frozen; `thaw` ends it" in errors(capsys)
     assert ranges("thaw", state.root, *BY_ANN) == 0
     steps(slices)
     assert slices.ranges()[MODEL].hash != frozen
     acts = slices.commit.models[MODEL].acts
     assert [(act.kind, act.who, act.why) for act in acts] == [
-        ("freeze", "ann", "a new product"),
-        ("freeze", "ann", "a new product"),
-        ("thaw", "ann", "a new product"),
+        (kind, "ann", "a new product") for kind in ("freeze", "thaw", "freeze", "thaw")
     ]
     assert all(act.epoch is not None for act in acts)
     state.close()
+
+
+def errors(capsys: pytest.CaptureFixture[str]) -> str:
+    return capsys.readouterr().err
 
 
 def test_a_rollback_goes_back_to_the_end_of_a_day(
     log: str, base_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     state = State(tmp_path / "state")
-    slices = Slices(job_on(log, base_model, tmp_path, slice_records=20, keep_days=30), state)
+    job = job_on(log, base_model, tmp_path, slice_records=20, keep_days=30)
+    state.describe(job.description())
+    slices = Slices(job, state)
     day = traffic.START_MS // EPOCH_MS // DAY
     steps(slices, (day + 1) * DAY - 1)
     assert slices.commit.closed_epoch == (day + 1) * DAY - 1, "no slice goes beyond a day"
@@ -163,9 +178,14 @@ def test_a_rollback_goes_back_to_the_end_of_a_day(
     assert slices.ranges()[MODEL].hash != then
     assert ranges("rollback", state.root, "--to", "2001-01-01", *BY_ANN) == 2
     assert "holds nothing of days up to 2001-01-01" in capsys.readouterr().err
+    assert not any(slices.missing()[MODEL])
     assert ranges("rollback", state.root, "--to", "2023-11-14", *BY_ANN) == 0
+    said = errors(capsys)
+    for role in ("user", "assistant"):
+        assert f"role {role} will not be judged until there are enough again" in said
     slices.step()
     assert slices.ranges()[MODEL].hash == then
+    assert all(slices.missing()[MODEL])
     slices.step()
     assert not asked_acts(state.root), "done, and forgotten"
     assert ranges("show", state.root) == 0
@@ -253,6 +273,120 @@ def test_accepted_in_a_state_takes_effect_when_an_epoch_closes(
     assert kept.hash == group.hash
     assert Place.of(state.root, None).held.acts[0].ranges_hash == group.hash
     state.close()
+
+
+def test_a_rollback_to_a_day_that_expires_meanwhile_is_not_done(
+    log: str, base_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    state = State(tmp_path / "state")
+    slices = Slices(job_on(log, base_model, tmp_path, slice_records=20), state)
+    day = traffic.START_MS // EPOCH_MS // DAY
+    steps(slices, (day + 3) * DAY - 2)
+    assert min(slices.commit.models[MODEL].generations) == day + 1
+    assert ranges("rollback", state.root, "--to", "2023-11-15", *BY_ANN) == 0
+    assert "WARNING" not in errors(capsys), "no job has said by which policy it judges"
+    steps(slices, (day + 3) * DAY - 1)
+    assert "rollback of a-model, asked for by ann, was not done" in errors(capsys)
+    assert set(slices.commit.models[MODEL].generations) == {day + 2}
+    assert not any(slices.missing()[MODEL])
+    assert ranges("show", state.root) == 0
+    assert "rollback to 2023-11-15 by ann at" in (said := capsys.readouterr().out)
+    assert ", NOT DONE: a new product" in said
+    state.close()
+
+
+def test_an_accept_is_revoked_by_the_id_that_is_shown(
+    log: str, base_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    state = State(tmp_path / "state")
+    policy = make_policy("budget", SETTINGS)
+    slices = Slices(job_on(log, base_model, tmp_path, slice_records=20, policy=policy), state)
+    steps(slices, traffic.START_MS // EPOCH_MS + 25)
+    archive = ("--archive", tmp_path / "archive")
+    for since in ("2023-11-14", "2023-11-15"):
+        assert ranges("accept", state.root, *archive, "--since", since, *BY_ANN) == 0
+    first, second = (act.id for act in asked_acts(state.root))
+    assert ranges("show", state.root) == 0
+    shown = capsys.readouterr().out
+    assert all(f"accept {name} by ann at" in shown for name in (first, second))
+    assert ranges("revoke", state.root, "accept", *BY_ANN) == 2
+    assert "has no accept 'accept' in force; `ranges show` lists their ids" in errors(capsys)
+    assert ranges("revoke", state.root, first, *BY_ANN) == 0, "while it waits, too"
+    assert ranges("revoke", state.root, first, *BY_ANN) == 2, "once"
+    slices.step()
+    group = slices.ranges()[MODEL].accepted
+    assert group is not None
+    assert group.hash == slices.commit.models[MODEL].acts[1].ranges_hash
+    assert ranges("revoke", state.root, second, *BY_ANN) == 0
+    counted = replace(slices.ranges()[MODEL], accepted=None)
+    with_open = counted.merged(state.read_ranges(slices.commit.models[MODEL].open_hash))
+    steps(slices, (slices.commit.closed_epoch or 0) + 1)
+    left = slices.ranges()[MODEL]
+    assert left.accepted is None
+    assert left.conversations.total >= with_open.conversations.total, "what was learnt is kept"
+    assert ranges("show", state.root) == 0
+    assert f"revoke {second} by ann at" in capsys.readouterr().out
+    assert ranges("revoke", state.root, second, *BY_ANN) == 2
+    state.close()
+
+
+def test_what_was_archived_under_a_former_name_can_be_accepted(
+    log: str, base_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    state = State(tmp_path / "state")
+    job = job_on(
+        log, base_model, tmp_path, slice_records=20, policy=make_policy("budget", SETTINGS)
+    )
+    slices = Slices(job, state)
+    steps(slices, traffic.START_MS // EPOCH_MS + 25)
+    assert ranges("freeze", state.root, *BY_ANN) == 0
+    renamed = Slices(replace(job, models=(replace(job.models[0], name="new"),)), state)
+    renamed.step()
+    assert frozen(renamed.commit.models["new"].acts), "an act by the former name is done"
+    assert ranges("thaw", state.root, *BY_ANN) == 0
+    chosen = ("--archive", tmp_path / "archive", "--until", "2023-11-18T12:00")
+    assert ranges("accept", state.root, *chosen, *BY_ANN) == 2
+    assert "--model says under which name" in errors(capsys)
+    assert ranges("accept", state.root, *chosen, "--model", MODEL, *BY_ANN) == 0
+    assert asked_acts(state.root)[-1].model == "new"
+    steps(renamed, (renamed.commit.closed_epoch or 0) + 1)
+    assert renamed.ranges()["new"].accepted is not None
+    state.close()
+
+
+def test_what_the_system_refuses_is_said_in_one_line(
+    whole: Outcome,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def nobody() -> str:
+        raise KeyError("getpwuid(): uid not found")
+
+    state = shutil.copytree(state_of(whole), tmp_path / "state")
+    snapshot, file = tmp_path / "snapshot", tmp_path / "file"
+    save_snapshot(whole.ranges, snapshot, {"max_tokens": 160})
+    file.touch()
+    monkeypatch.setattr("getpass.getuser", nobody)
+    assert ranges("freeze", state, "--why", "x") == 0
+    assert [act.who for act in asked_acts(state)] == [str(os.getuid())]
+    shutil.rmtree(state / "acts")
+    (state / "acts").touch()
+    (damaged,) = state.glob(f"ranges/{whole.ranges.hash}*")
+    refused = [
+        (("freeze", state), "; do it as the user that the job runs as"),
+        (("merge", snapshot, "--out", file / "x"), "(Not a directory); give --out a writable"),
+        (("show", snapshot, "--plot", tmp_path / "no/x.svg"), "(No such file or directory); give"),
+        (("show", state), f"{damaged} cannot be read (not a safetensors file"),
+    ]
+    capsys.readouterr()
+    damaged.write_bytes(damaged.read_bytes()[:-9])
+    for arguments, words in refused:
+        by = () if arguments[0] == "show" else BY_ANN
+        assert ranges(*arguments, *by) == 2
+        said = errors(capsys)
+        assert words in said
+        assert said.count("\n") == 1
 
 
 def test_snapshots_are_merged_exactly(whole: Outcome, tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from schemas.arrow import CONVERSATIONS, DIRECTIONS_HASH, EXCEEDANCES, RANGES, SCHEMA_VERSION_KEY
+from schemas.arrow import CONVERSATIONS, DIRECTIONS_HASH, EXCEEDANCES, RANGES, schema_version
 
 GROUP_BYTES = 64 << 20
 """Bytes of a row group in the archive, before compression."""
@@ -212,11 +212,7 @@ def _common_schema(files: Sequence[Path]) -> pa.Schema | None:
     for file, schema in zip(files, schemas, strict=True):
         if _directions(schema) != _directions(schemas[0]):
             raise ValueError(f"{file} and {files[0]} were made with different directions")
-    return max(schemas, key=_version, default=None)
-
-
-def _version(schema: pa.Schema) -> int:
-    return int(schema.metadata[SCHEMA_VERSION_KEY.encode()])
+    return max(schemas, key=schema_version, default=None)
 
 
 def _directions(schema: pa.Schema) -> bytes:

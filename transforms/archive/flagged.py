@@ -74,11 +74,12 @@ class Found:
         position = Position(row["source"], row["partition"], row["offset"])
         alert = alert_id(position, directions_hash, row["policy"])
         named = choice.named_by(alert, row["conversation_id"])
-        if position in self.positions or (choice.ids and not named):
+        if choice.ids and not named:
             return False
-        self.ids |= named
+        self.ids |= named  # judged twice, by another policy, it has another alert
+        is_new = position not in self.positions
         self.positions.add(position)
-        return True
+        return is_new
 
 
 def read_flagged(

@@ -63,9 +63,11 @@ class Place:
         return reduce(and_, (ds.field(name) == value for name, value in columns))
 
     def conversation(self) -> pa.Table:
-        """Its row of table `conversations`."""
-        directions = pq.read_schema(self.file).field("low").type.list_size // 2
-        return _read([self.file], conversations_schema(directions), self._is_mine)
+        """Its row of table `conversations`, with the file's footer."""
+        schema = pq.read_schema(self.file)
+        directions = schema.field("low").type.list_size // 2
+        found = _read([self.file], conversations_schema(directions), self._is_mine)
+        return found.replace_schema_metadata(schema.metadata)
 
     def exceedances(self) -> pa.Table:
         """Its rows of table `exceedances`, largest margin first."""

@@ -7,6 +7,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from schemas.arrow import ROLE_SINCE, schema_version
 from schemas.records import Header, Judgement, Position, ScoredPack, ScoredRow, VerdictPack
 from transforms.archive.fitted import Basis
 from transforms.archive.rows import conversations_table, exceedances_table
@@ -15,6 +16,7 @@ from transforms.ranges.policies import Judgements
 
 _OF_CONVERSATION = ("status", "role", "score", "threshold", "low", "high")
 _OF_EXCEEDANCE = (
+    *("conversation_id", "epoch", "effective_time"),
     *("direction", "layer", "kind", "rank_index", "role", "side"),
     *("value", "bound", "margin", "token_start", "token_end"),
 )
@@ -46,7 +48,7 @@ def differences(
     """Where the archive says something else about a conversation than a judgement does.
 
     Args:
-      conversation: its row of table `conversations`.
+      conversation: its row of table `conversations`, with the file's footer.
       exceedances: its rows of table `exceedances`, largest margin first.
       judgement: made of the row by `judge`.
       basis: by which it was made.
@@ -54,7 +56,7 @@ def differences(
     pack = _pack(conversation, judgement, basis)
     (archived,) = conversation.to_pylist()
     (recomputed,) = conversations_table([pack], basis.directions, "").to_pylist()
-    if archived["role"] is None:  # by a version that did not write it
+    if archived["role"] is None and schema_version(conversation.schema) < ROLE_SINCE:
         recomputed["role"] = None
     mine = exceedances.to_pylist()
     theirs = exceedances_table([pack], basis.directions, "").to_pylist()
@@ -70,7 +72,8 @@ def differences(
 def _pack(conversation: pa.Table, judgement: Judgement, basis: Basis) -> VerdictPack:
     (row,) = conversation.to_pylist()
     position = Position(row["source"], row["partition"], row["offset"])
-    header = Header(position, None, None, row["epoch"], row["late"])
+    time = conversation["effective_time"].cast(pa.int64())[0].as_py()
+    header = Header(position, None, time, row["epoch"], row["late"])
     scored = ScoredRow(header, row["conversation_id"], row["tokens"], row["truncated"])
     segments = segments_of(conversation, len(basis.directions))
     return VerdictPack(
