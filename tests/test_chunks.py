@@ -63,6 +63,19 @@ def test_chunks_of_any_width_give_what_the_whole_gives(case: str, tmp_path: Path
         assert_same(segments, at_once)
 
 
+@pytest.mark.parametrize("case", TINY)
+def test_chunks_in_bfloat16_differ_by_its_rounding(case: str, tmp_path: Path) -> None:
+    base = save_family(case, tmp_path / "base")
+    found = compute_directions(base, fine_tune(base, tmp_path / "tuned"), 4, 2)
+    trunk = load_trunk(None, tmp_path / "tuned", found.last_layer, "cpu", "bfloat16")
+    rows = rows_of(CONTEXT, 37)
+    at_once, _ = Scorer(trunk, found).score(*rows)
+    in_chunks, _ = Scorer(trunk, found, 14 * len(rows[0])).score(*rows)
+    off = np.abs(in_chunks.high.astype(int) - at_once.high)
+    assert off.max() <= 164, "0.005 in cosine"
+    assert np.median(off) <= 8
+
+
 def widths_seen(trunk: Any) -> list[int]:
     """Grows by the number of tokens whenever a decoder layer runs."""
     seen: list[int] = []

@@ -42,7 +42,7 @@ _IMAGE_TOKENS = {
     "boi_token_index": 38,
     "eoi_token_index": 37,
 }
-_EXPERTS = {"num_experts_per_tok": 2, "num_experts": 4, "moe_intermediate_size": 12}
+_EXPERTS = {"num_experts_per_tok": 2, "num_experts": 4, "moe_intermediate_size": 16}
 
 
 @dataclass(frozen=True)
@@ -128,7 +128,7 @@ TINY: dict[str, Tiny] = {
         model_type="falcon",
     ),
     "mixtral": Tiny(
-        _LLAMA | {"num_local_experts": 4, "num_experts_per_tok": 2},
+        _LLAMA | {"intermediate_size": 40, "num_local_experts": 4, "num_experts_per_tok": 2},
         _o_proj,
         _experts,
         targets=("o_proj",),
