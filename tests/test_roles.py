@@ -13,9 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers.processors import ByteLevel
 
+from schemas.errors import ConfigurationError
 from schemas.records import Message, Role
 from transforms import formats
-from transforms.model.loading import load_tokenizer
+from transforms.model.loading import load_tokenizer, read_tokenizer
 from transforms.model.roles import TemplateError, Tokens, stop_clock, template_fault, tokenize
 
 OWN_SYSTEM = "You are a helpful AI assistant named SmolLM, trained by Hugging Face"
@@ -332,10 +333,29 @@ def test_the_date_is_always_the_same(with_template: Any) -> None:
     assert stop_clock(CHATML) == CHATML
 
 
-def test_a_template_for_single_questions_is_a_fault(with_template: Any) -> None:
+def test_what_a_template_takes_of_plain_conversations(with_template: Any) -> None:
     single = "{% if messages | length > 2 %}{{ raise_exception('too many') }}{% endif %}"
-    assert template_fault(with_template(CHATML)) is None
-    assert "too many" in str(template_fault(with_template(single + CHATML)))
+    assert template_fault(with_template(CHATML), answers=2) is None
+    assert template_fault(with_template(single + CHATML), answers=1) is None
+    assert "too many" in str(template_fault(with_template(single + CHATML), answers=2))
+
+
+def test_a_tokenizer_is_read_with_a_template_for_plain_conversations(
+    base_model: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def read(template: str) -> Any:
+        (folder / "chat_template.jinja").write_text(template)
+        return read_tokenizer(folder)
+
+    folder = tmp_path / "tokenizer"
+    load_tokenizer(base_model, base_model).save_pretrained(folder)
+    dated = read("{{ strftime_now('%Y') }}" + CHATML)
+    assert decoded(dated, [Message("user", "a")])[0].startswith("26 Jul 2024<|im_start|>")
+    assert not caplog.records
+    read("{% if messages | length > 2 %}{{ raise_exception('too many') }}{% endif %}" + CHATML)
+    assert "conversations of several turns will be dead letters" in caplog.text
+    with pytest.raises(ConfigurationError, match="does not take a question with an"):
+        read("{{ raise_exception('no') }}")
 
 
 def test_one_that_is_refused_does_not_touch_the_others(with_template: Any) -> None:

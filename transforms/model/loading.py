@@ -3,6 +3,7 @@
 Nothing is fetched and no code of the model's is run: local safetensors files only.
 """
 
+import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -27,6 +28,8 @@ from transforms.model.checkpoint import family_of, first_line, require_folder, t
 from transforms.model.families import FAMILIES
 from transforms.model.gated import compute_in_place
 from transforms.model.roles import stop_clock, template_fault
+
+_logger = logging.getLogger(__name__)
 
 _LOCAL = {"trust_remote_code": False, "local_files_only": True}
 _TOKENIZER_CONFIG = "tokenizer_config.json"
@@ -141,14 +144,19 @@ def read_tokenizer(folder: Path) -> Any:
 
 
 def _prepare_template(tokenizer: Any, folder: Path) -> None:
-    """Have the chat template depend on the conversation alone, and take a plain one."""
+    """Have the chat template depend on the conversation alone; see whether it takes a plain one."""
     if isinstance(tokenizer.chat_template, str):
         tokenizer.chat_template = stop_clock(tokenizer.chat_template)
-    fault = template_fault(tokenizer)
+    fault = template_fault(tokenizer, answers=1)
     if fault:
         raise ConfigurationError(
-            f"the chat template in {folder} does not take two questions with answers: {fault}; put "
+            f"the chat template in {folder} does not take a question with an answer: {fault}; put "
             f"the chat_template.jinja the model was tuned with into that folder"
+        )
+    fault = template_fault(tokenizer, answers=2)
+    if fault:
+        _logger.warning(
+            "%s: conversations of several turns will be dead letters: %s", folder, fault
         )
 
 

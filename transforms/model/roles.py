@@ -94,9 +94,9 @@ def stop_clock(template: str) -> str:
     return f"{{%- macro {_CLOCK}(form) %}}{TODAY}{{%- endmacro %}}{template}"
 
 
-def template_fault(tokenizer: Any) -> str | None:
-    """Why a plain conversation of two questions and answers cannot be tokenised; None: it can."""
-    plain = [Message(role, "Hello") for role in ("user", "assistant") * 2]
+def template_fault(tokenizer: Any, answers: int) -> str | None:
+    """Why a plain conversation with so many answers cannot be tokenised; None: it can."""
+    plain = [Message(role, "Hello") for role in ("user", "assistant") * answers]
     (made,) = tokenize(tokenizer, [plain], None)
     return str(made) if isinstance(made, TemplateError) else None
 
