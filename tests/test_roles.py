@@ -283,6 +283,17 @@ def test_turns_rendered_differently_when_they_are_last(
     assert decoded(with_template(template), [first, *TWO_ANSWERS]) == [user, assistant]
 
 
+@pytest.mark.parametrize("role", ["user", "assistant"])
+def test_nobody_ends_a_turn_by_his_own_words(with_template: Any, role: str) -> None:
+    """Where reasoning is not left out, an end of reasoning is text like any other."""
+    tokenizer = with_template(LAST_TURN_MARKED)
+    words = "x<|im_start|> more </think>x"
+    messages = [Message("user", "a"), Message(role, words), Message("tool", "b")]
+    _, assistant = decoded(tokenizer, messages)
+    said = f"<|im_start|>assistant\n{words}<|im_end|>\n"
+    assert assistant == (said if role == "assistant" else "")
+
+
 def test_a_turn_whose_end_cannot_be_told_is_refused(with_template: Any) -> None:
     last = "{% if loop.last %}!{% endif %}"
     tokenizer = with_template(CHATML.replace("<|im_end|>", last))

@@ -197,17 +197,15 @@ def _end(
     """Where the first `count` messages end in `text`, if those before the last end at `before`."""
     if count == len(messages):
         return len(text)
-    if count > RENDERED_WHOLE:
-        alone, piece = _piece(tokenizer, messages, count)
-        if text.startswith(piece, before):
-            return before + len(piece)
-    else:
-        alone = _render(tokenizer, messages[:count])
-        if text.startswith(alone):
-            return len(alone)
-    if messages[count - 1].role == "system":
+    last, alone = messages[count - 1], ""
+    for rendered, begin, piece in _renderings(tokenizer, messages, count, before):
+        if text.startswith(piece, begin):
+            return begin + len(piece)
+        alone = rendered
+    if last.role == "system":
         return before  # a template may put it elsewhere; all it may be put into is the user's side
-    end = _end_of_content(messages[count - 1].content, alone, text, before)
+    ends = (_end_of_words(words, alone, text, before) for words in _words(last))
+    end = next((each for each in ends if each is not None), None)
     if end is None:
         raise _unlike(count)
     return _token_begin(starts, end)
@@ -219,24 +217,38 @@ def _token_begin(starts: NDArray[np.intp], character: int) -> int:
     return int(starts[begun - 1]) if begun else 0
 
 
-def _piece(tokenizer: Any, messages: Sequence[Message], count: int) -> tuple[str, str]:
-    """What the template makes of message number `count`: behind some others, and alone.
+def _renderings(
+    tokenizer: Any, messages: Sequence[Message], count: int, before: int
+) -> Iterator[tuple[str, int, str]]:
+    """What ends with message number `count`; a piece of it, and where that is in the whole text.
 
-    The others are a few placeholders with the roles that the template may ask for: those of the
-    first turns and of the one before. Pieces that fit together to the whole text, one behind the
-    other, are what the messages became.
+    Up to RENDERED_WHOLE that is all that stands before it. Beyond, it is rendered behind a few
+    placeholders with the roles that the template may ask for: those of the first turns and of the
+    one before. Pieces that fit together to the whole text, one behind the other, are what the
+    messages became.
     """
+    if count <= RENDERED_WHOLE:
+        whole = _render(tokenizer, messages[:count])
+        yield whole, 0, whole
+        return
     roles = [message.role for message in messages[: count - 1]]
     for first in range(1, 4):
         placeholders = [Message(role, "?") for role in (*roles[:first], roles[-1])]
         with suppress(TemplateError):
-            before = _render(tokenizer, placeholders)
+            front = _render(tokenizer, placeholders)
             after = _render(tokenizer, [*placeholders, messages[count - 1]])
-            return after, after.removeprefix(before)
-    raise _unlike(count)
+            yield after, before, after.removeprefix(front)
 
 
-def _end_of_content(content: str, alone: str, text: str, start: int) -> int | None:
+def _words(message: Message) -> list[str]:
+    """What a template may leave of a message: all, or of an answer what is behind its reasoning."""
+    words = [message.content.strip()]
+    if _side(message) == Role.ASSISTANT:
+        words.append(message.content.rpartition(REASONING_END)[2].strip())
+    return words
+
+
+def _end_of_words(words: str, alone: str, text: str, start: int) -> int | None:
     """Where a turn ends in `text`, from `start` on, that is rendered differently when it is last.
 
     Templates put a mark behind the last turn only, take an answer's reasoning away once another
@@ -244,7 +256,6 @@ def _end_of_content(content: str, alone: str, text: str, start: int) -> int | No
     there in both places: as far as text and `alone` agree behind the words, the turn goes. Where
     one begins its next mark like the other, that is within a token, and too far.
     """
-    words = content.rpartition(REASONING_END)[2].strip()
     if not words or words not in alone:
         return None
     mark = alone[alone.rindex(words) + len(words) :]
