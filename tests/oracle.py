@@ -353,8 +353,11 @@ def _threshold(rules: Rules, memory: Memory, role: Role, handicap: int) -> int |
         return None
     rate, without = Fraction(str(rules.rate)), memory.without[role]
     bins = _bins(memory.scores[role], handicap)
-    overall = math.ceil((len(bins) + without + 1) * (1 - rate / 2)) - without
-    k = max(overall, math.ceil((len(bins) + 1) * (1 - rate)))
+    ranks = len(bins) + without + 1
+    above = math.floor(ranks * rate / 2)
+    if above and role is Role.ASSISTANT:
+        above = math.floor(ranks * rate) - above
+    k = max(ranks - above - without, math.ceil((len(bins) + 1) * (1 - rate)))
     return _upper_end(bins[k - 1]) if k <= len(bins) else None
 
 

@@ -183,6 +183,22 @@ def test_exceedances_count_together_where_they_stand_within_16_tokens(
     assert set(np.flatnonzero(rule.explains(excess, at)).tolist()) == named
 
 
+@pytest.mark.parametrize(
+    ("n", "user", "assistant"), [(199, 1, 1), (250, 1, 1), (300, 1, 2), (500, 2, 3), (999, 5, 5)]
+)
+def test_of_the_rate_nothing_is_left_to_either_role(n: int, user: int, assistant: int) -> None:
+    """As many scores are above the thresholds as the rate allows among so many and the next."""
+    scores = np.repeat(np.arange(n, dtype=np.int32)[:, None] * 8, 2, axis=1)
+    ranges = calibrated()
+    ranges = replace(ranges, scores=EMPTY.scores).plus_scores(
+        scores, np.zeros((n, 2), np.int64), np.zeros((n, 2), np.bool_)
+    )
+    fitted = make_policy("budget", PolicySettings(rate=0.01)).fit(ranges)
+    above = [int((scores[:, role] > fitted.thresholds[role]).sum()) for role in Role]
+    assert above == [user - 1, assistant - 1], "and the next may be above"
+    assert user + assistant <= (n + 1) // 100
+
+
 @pytest.mark.parametrize("name", POLICY_NAMES)
 def test_flagged_conversations_do_not_widen_series(name: str) -> None:
     segments = traffic(200, seed=2)

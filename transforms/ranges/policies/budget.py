@@ -6,13 +6,13 @@ moves them here and there. So a segment's score is the sum of its series' exceed
 score is that of its highest segment. More segments have more chances, so a handicap for each
 doubling of their number is taken off; it is learnt from the scores of earlier conversations. The
 threshold of a role is the conformal quantile of these, so the asked rate is kept whatever the
-scores' distribution; each role gets half of it. That takes 2 / rate - 1 conversations, 1 / rate - 1
-of them with the role.
+scores' distribution; the roles share it (`BudgetPolicy._share`). That takes 2 / rate - 1
+conversations, 1 / rate - 1 of them with the role.
 """
 
 from dataclasses import dataclass
 from fractions import Fraction
-from math import ceil, log
+from math import ceil, floor, log
 from typing import ClassVar, Final
 
 import numpy as np
@@ -170,12 +170,24 @@ class BudgetPolicy:
     def _threshold(self, ranges: Ranges, role: Role, handicap: int) -> int | None:
         if ranges.behind_segments(role) < SETTLED:
             return None
-        share, scores = self._rate / len(Role), ranges.scores
-        found = scores.conformal_threshold(role, share, self._rate, handicap)
+        share = self._share(ranges.scores, role)
+        found = ranges.scores.conformal_threshold(role, share, self._rate, handicap)
         if found is None or ranges.accepted is None:
             return found
         tally = ranges.accepted.scores.of_role(role).lowered(handicap)
-        return max(found, _highest_but(share, tally)) if tally.n else found
+        return max(found, _highest_but(self._rate / len(Role), tally)) if tally.n else found
+
+    def _share(self, scores: ScoreCounts, role: Role) -> Fraction:
+        """A role's part of the rate: half, and the assistant's what the user's cannot use of it.
+
+        Of 500 conversations 2 and 3 may be above, so that both roles together are nearer to 1%.
+        """
+        outcomes = scores.n[role] + int(scores.absent[role]) + 1
+        half = self._rate / len(Role)
+        users = floor(outcomes * half)
+        if role is Role.USER or not users:
+            return half
+        return Fraction(floor(outcomes * self._rate) - users, outcomes)
 
     def _window(self, scores: ScoreCounts, role: Role, handicap: int) -> int:
         conversations = scores.n[role] + int(scores.absent[role])
