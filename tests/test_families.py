@@ -429,7 +429,7 @@ def test_a_checkpoint_with_fewer_experts_is_of_another_base(
         ({"num_local_experts": 3}, "rank .*experts.down_proj is 4 in its weights and 3 in its"),
         ({"num_local_experts": 5}, r"12 rows for all experts of .*, the base has 5 experts"),
         ({"num_hidden_layers": 4}, r"experts of .*layers\.4\.mlp.experts, the base has 0 experts"),
-        ({"intermediate_size": 40}, r"24x36 in the adapter, 24x40 in"),
+        ({"intermediate_size": 48}, r"24x40 in the adapter, 24x48 in"),
     ],
 )
 def test_an_adapter_of_other_experts_is_refused(

@@ -26,9 +26,9 @@ from transforms.model.trunk import Scorer
 ROOT = Path(__file__).parents[2]
 BAD_TOKEN = "<repo_name>"  # one id of the vocabulary, in no real conversation
 BAD = (7, 20, 41)
-LONG_TOKENS = 60_000
+LONG_TOKENS = 90_000
 ROOM = 2 << 30
-"""Bytes that scoring may take. An activation of the long conversation's MLP has 1 GB."""
+"""Bytes that scoring may take. An activation of the long conversation's MLP has 1.5 GB."""
 
 LIMITED = f"""
 import resource, sys
