@@ -11,10 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny_families import LAYERS, TINY, fine_tune, save_family
 from tiny_models import edit
+from torch import nn
 
 from schemas.records import Segments
 from transforms.model.chunks import FLOOR, can_be_cut, chunks
-from transforms.model.directions import compute_directions
+from transforms.model.directions import Directions, compute_directions
 from transforms.model.loading import load_trunk
 from transforms.model.trunk import Scorer
 
@@ -45,11 +46,16 @@ def assert_same(found: Segments, expected: Segments) -> None:
         assert (places[0] != places[1]).mean() < 0.01
 
 
+def tuned(case: str, folder: Path, dtype: str) -> tuple[nn.Module, Directions]:
+    """A tiny fine-tune's trunk and directions."""
+    base = save_family(case, folder / "base")
+    found = compute_directions(base, fine_tune(base, folder / "tuned"), 4, 2)
+    return load_trunk(None, folder / "tuned", found.last_layer, "cpu", dtype), found
+
+
 @pytest.mark.parametrize("case", TINY)
 def test_chunks_of_any_width_give_what_the_whole_gives(case: str, tmp_path: Path) -> None:
-    base = save_family(case, tmp_path / "base")
-    found = compute_directions(base, fine_tune(base, tmp_path / "tuned"), 4, 2)
-    trunk = load_trunk(None, tmp_path / "tuned", found.last_layer, "cpu", "float32")
+    trunk, found = tuned(case, tmp_path, "float32")
     rows = rows_of(CONTEXT, 37)
     at_once, _ = Scorer(trunk, found).score(*rows)
     assert at_once.tokens.max() == 32, "a segment that lies in many chunks"
@@ -65,9 +71,7 @@ def test_chunks_of_any_width_give_what_the_whole_gives(case: str, tmp_path: Path
 
 @pytest.mark.parametrize("case", TINY)
 def test_chunks_in_bfloat16_differ_by_its_rounding(case: str, tmp_path: Path) -> None:
-    base = save_family(case, tmp_path / "base")
-    found = compute_directions(base, fine_tune(base, tmp_path / "tuned"), 4, 2)
-    trunk = load_trunk(None, tmp_path / "tuned", found.last_layer, "cpu", "bfloat16")
+    trunk, found = tuned(case, tmp_path, "bfloat16")
     rows = rows_of(CONTEXT, 37)
     at_once, _ = Scorer(trunk, found).score(*rows)
     in_chunks, _ = Scorer(trunk, found, 14 * len(rows[0])).score(*rows)
