@@ -87,8 +87,9 @@ def mixed(subject: Subject, count: int) -> Found:
 
 def foreign(subject: Subject, count: int) -> Found:
     """Kinds of traffic that calibration never saw, before and after `ranges accept`."""
-    kinds, answered = subject.kinds(), subject.answered()
-    found = measure_foreign(subject.prose(count), kinds, answered, FOREIGN_CASE)
+    kinds = subject.kinds()
+    tested = {name: each for name, each in subject.answered().items() if name != "fired"}
+    found = measure_foreign(subject.prose(count), kinds, tested, FOREIGN_CASE)
     sizes = {kind: segments.conversations for kind, segments in kinds.items()}
     print_foreign(f"{_title(subject.recipe)}, foreign, {FOREIGN_CASE.name}", found, sizes)
     return found

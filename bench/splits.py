@@ -9,9 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from schemas.records import ABSENT, Segments
-from transforms.ranges.calibration import accept, calibrate
-from transforms.ranges.policies import Judgements, PolicySettings, make_policy
+from transforms.ranges.calibration import calibrate
+from transforms.ranges.policies import Fitted, Judgements, PolicySettings, make_policy
 from transforms.ranges.ranges import Ranges
+from transforms.ranges.series import Stretches
 
 SPLITS: Final = 8
 INTERVAL: Final = (2.5, 97.5)
@@ -88,8 +89,8 @@ def measure_foreign(
     """By kind of traffic that calibration never saw, what is flagged before and after `accept`.
 
     Returns:
-      Per kind: "kind", all of it, and "kind after", what was not accepted; "clean" and each of
-      `tested`, likewise.
+      Per kind: "kind", all of it, "kind after", what was not accepted, and "kind alerts", the same
+      where only the flagged ones were accepted; "clean" and each of `tested`, likewise.
     """
     return {
         name: _over_splits(_accepted(clean, kind, tested, case, s) for s in range(SPLITS))
@@ -145,14 +146,21 @@ def _accepted(
     mine, others = _parted(clean.conversations, case.calibration, seed)
     known, rest = _parted(kind.conversations, min(ACCEPTED, kind.conversations // 2), seed)
     ranges = _calibrated(clean.take(mine))
-    wider = ranges.accepting(accept(ranges, kind.take(known)))
-    before, after = (_policy(case).fit(each) for each in (ranges, wider))
+    before = _policy(case).fit(ranges)
     sets = {"clean": clean.take(others), **tested}
-    first, then = {"kind": kind, **sets}, {"kind": kind.take(rest), **sets}
-    return {
-        **{name: _share(before.judge(each)) for name, each in first.items()},
-        **{f"{name} after": _share(after.judge(each)) for name, each in then.items()},
-    }
+    found = _shares(before, {"kind": kind, **sets})
+    alerts = known[before.judge(kind.take(known)).flagged]
+    for when, chosen in (("after", known), ("alerts", alerts)):
+        group = ranges.emptied().plus(Stretches.of(kind.take(chosen)))
+        shares = _shares(
+            _policy(case).fit(ranges.accepting(group)), {"kind": kind.take(rest), **sets}
+        )
+        found |= {f"{name} {when}": share for name, share in shares.items()}
+    return found
+
+
+def _shares(fitted: Fitted, sets: Mapping[str, Segments]) -> dict[str, float]:
+    return {name: _share(fitted.judge(each)) for name, each in sets.items()}
 
 
 def _parted(n: int, first: int, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

@@ -26,15 +26,16 @@ from pipeline.state import ask, newest_commit, policy_of
 from schemas.acts import Act, ActKind
 from schemas.artefacts import read_json
 from schemas.errors import ConfigurationError
-from schemas.records import Role, Segments
-from transforms.archive.flagged import Choice, read_flagged
-from transforms.ranges.calibration import accept as accepted_of
+from schemas.records import Role
+from transforms.archive.chosen import Choice, Found, read_chosen, read_others
+from transforms.ranges.policies import DEFAULT_POLICY, Policy, PolicySettings, make_policy
 from transforms.ranges.ranges import Ranges, close
+from transforms.ranges.series import Stretches
 from transforms.ranges.snapshots import MANIFEST, save_snapshot
 
 
 def accept(known: argparse.Namespace) -> None:
-    """Admit flagged conversations of an archive into ranges."""
+    """Admit conversations of an archive into ranges."""
     since, until = (each and _ms(each) for each in (known.since, known.until))
     choice = Choice(_ids(known), since, until)
     if choice.is_everything:
@@ -43,13 +44,15 @@ def accept(known: argparse.Namespace) -> None:
     ranges = place.ranges() if place else any_ranges(known.ranges, known.model)
     # A snapshot may be used under another name than the one it was made with.
     model = known.model or (place or ranges).model
-    found = _found(known.archive, model, ranges, choice)
-    group = accepted_of(ranges, found)
+    with _readable(known.archive):
+        found = _found(known.archive, model, ranges, choice)
+        group = ranges.emptied().plus(Stretches.of(found.segments))
+        _say_what_passes(known.archive, model, ranges, group, found, place)
     if place:
         _ask(known, place, ActKind.ACCEPT, accepted=group)
     else:
         _save(known, ranges.accepting(group), {"accepted_into": ranges.hash})
-    report.say(f"{found.conversations} conversations of {model} are to count as normal")
+    report.say(f"{group.conversations.total} conversations of {model} are to count as normal")
 
 
 def _archived_place(known: argparse.Namespace) -> Place:
@@ -62,23 +65,50 @@ def _archived_place(known: argparse.Namespace) -> Place:
     return Place.of(known.ranges, None if alone else known.model)
 
 
-def _found(archive: Path, model: str, ranges: Ranges, choice: Choice) -> Segments:
+@contextmanager
+def _readable(archive: Path) -> Iterator[None]:
     try:
-        found = read_flagged(
-            archive, model, ranges.directions_hash, ranges.segments.directions, choice
-        )
+        yield
     except (OSError, pa.ArrowException) as error:
         raise ConfigurationError(
             f"{archive} cannot be read ({str(error).splitlines()[0]}); restore its files"
         ) from None
+
+
+def _found(archive: Path, model: str, ranges: Ranges, choice: Choice) -> Found:
+    found = read_chosen(archive, model, ranges.directions_hash, ranges.segments.directions, choice)
     unknown = sorted(choice.ids - found.ids)
     if unknown or not found.segments.conversations:
-        what = f"alert or conversation {unknown[0]!r}" if unknown else "conversation of that time"
+        named = "flagged conversation of that time"
+        what = f"alert or conversation {unknown[0]!r}" if unknown else named
         raise ConfigurationError(
-            f"{archive} holds no flagged {what} of model {model}; rows appear once their epoch "
+            f"{archive} holds no {what} of model {model}; rows appear once their epoch "
             "has closed, and --model says under which name"
         )
-    return found.segments
+    return found
+
+
+def _say_what_passes(
+    archive: Path, model: str, ranges: Ranges, group: Ranges, found: Found, place: Place | None
+) -> None:
+    """Warn of alerts that nobody chose and that would not come again all the same.
+
+    Where an accepted conversation looks like a planted behaviour, that is how it shows.
+    """
+    policy = (place and _policy(place)) or make_policy(DEFAULT_POLICY, PolicySettings())
+    before, after = policy.fit(ranges), policy.fit(ranges.accepting(group))
+    flagged = passing = 0
+    for segments in read_others(
+        archive, model, ranges.directions_hash, ranges.segments.directions, found
+    ):
+        over = before.judge(segments).flagged
+        flagged += int(over.sum())
+        passing += int((over & ~after.judge(segments).flagged).sum())
+    if passing:
+        report.say(
+            f"WARNING: of {flagged:,} others that are flagged in {archive} {passing:,} would pass "
+            "from then on: read some of them, and `revoke` if they are not normal"
+        )
 
 
 def revoke(known: argparse.Namespace) -> None:
@@ -143,12 +173,19 @@ def rollback(known: argparse.Namespace) -> None:
 
 def _lost(place: Place, left: Ranges) -> list[Role]:
     """Roles that are calibrated and would not be by what is left, as far as the policy is known."""
-    try:
-        policy = policy_of(read_json(place.root / "job.json"))
-    except (OSError, ValueError, KeyError, TypeError):  # no command has run on it yet
+    policy = _policy(place)
+    if policy is None:
         return []
     now, then = policy.missing(place.ranges()), policy.missing(left)
     return [role for role in Role if then[role] and not now[role]]
+
+
+def _policy(place: Place) -> Policy | None:
+    """Of the job on a state; None: no command has run on it yet."""
+    try:
+        return policy_of(read_json(place.root / "job.json"))
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def merge(known: argparse.Namespace) -> None:

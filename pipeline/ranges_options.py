@@ -6,7 +6,7 @@ from pathlib import Path
 
 _ACTIONS = {
     "show": "say what is in ranges",
-    "accept": "let flagged conversations of an archive count as normal",
+    "accept": "let conversations of an archive count as normal",
     "revoke": "take back what was accepted",
     "freeze": "let ranges stay as they are",
     "thaw": "let frozen ranges learn again",

@@ -22,12 +22,12 @@ from schemas.errors import ConfigurationError
 from schemas.ocsf import alerts, to_ocsf
 from schemas.records import Header, Position, Role, ScoredPack, ScoredRow, Status, VerdictPack
 from transforms.archive import files, fitted, rows
-from transforms.archive.flagged import Choice, read_flagged
-from transforms.ranges.calibration import accept, calibrate
+from transforms.archive.chosen import Choice, read_chosen
+from transforms.ranges.calibration import calibrate
 from transforms.ranges.judging import Judge
 from transforms.ranges.policies import POLICY_NAMES, Policy, PolicySettings, make_policy
 from transforms.ranges.ranges import Ranges
-from transforms.ranges.series import per_series
+from transforms.ranges.series import Stretches, per_series
 
 MODEL = "org/a model"
 SETTINGS = PolicySettings(rate=0.05, percentile=95, min_calibration=30, eps=0.01)
@@ -47,7 +47,7 @@ def with_accepted(n: int = 400) -> Ranges:
     """Ranges into which 40 conversations were admitted that are high in one direction."""
     ranges, other = calibrated(n), traffic(40, seed=8)
     odd = moved(other, other.role == Role.USER, 2, 9000)
-    return ranges.accepting(accept(ranges, odd))
+    return ranges.accepting(EMPTY.plus(Stretches.of(odd)))
 
 
 def ranges_rows(policy: Policy, ranges: Ranges, epoch: int) -> pa.Table:
@@ -326,7 +326,7 @@ def test_one_judged_by_two_policies_is_accepted_by_either_alert(tmp_path: Path) 
     both = frozenset({ids(first)[0], ids(again)[0]})
     assert len(both) == 2
     assert first.scored.rows[0] == again.scored.rows[0]
-    found = read_flagged(tmp_path, MODEL, DIRECTIONS_HASH, DIRECTIONS, Choice(both))
+    found = read_chosen(tmp_path, MODEL, DIRECTIONS_HASH, DIRECTIONS, Choice(both))
     assert found.ids == both
     assert found.segments.conversations == 1
 

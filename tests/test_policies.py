@@ -13,7 +13,7 @@ from normal_traffic import DIRECTIONS, moved, traffic
 
 from schemas.errors import ConfigurationError
 from schemas.records import ABSENT, Exceedance, Judgement, Role, Segments, Side, Status
-from transforms.ranges.calibration import accept, calibrate
+from transforms.ranges.calibration import calibrate
 from transforms.ranges.counting import count
 from transforms.ranges.policies import (
     POLICY_NAMES,
@@ -341,14 +341,27 @@ def test_accepted_conversations_are_within_bounds_however_many_there_are_of_othe
     odd = replace(odd, high=(odd.high + 3000).astype(np.int16))
     policy = make_policy(name, PolicySettings(rate=0.02, min_calibration=100))
     assert policy.fit(ranges).judge(odd).flagged.mean() > 0.9
-    accepting = ranges.accepting(accept(ranges, odd.take(np.arange(100))))
+    accepting = ranges.accepting(of(odd.take(np.arange(100))))
     fitted = policy.fit(accepting)
     others = fitted.judge(odd.take(np.arange(100, 200))).flagged.mean()
     assert others <= {"budget": 0.04, "range": 0.3, "percentile": 0.3}[name]
     huge = replace(accepting, segments=_times(accepting.segments), scores=_times(accepting.scores))
     np.testing.assert_allclose(policy.fit(huge).bounds, fitted.bounds, atol=32)
-    before, after = (limits(policy.fit(each), Role.USER) for each in (ranges, accepting))
-    assert after >= before
+    assert fitted.thresholds == policy.fit(ranges).thresholds
+
+
+def test_one_accepted_conversation_raises_no_threshold() -> None:
+    """However high its score: what is as high elsewhere is flagged as before."""
+    ranges, other = calibrated(600), traffic(200, seed=77)
+    other = other.take(np.unique(other.row[other.role == Role.USER]))
+    odd, same, elsewhere = (
+        moved(other, other.role == Role.USER, direction, 12_000) for direction in (2, 2, 3)
+    )
+    policy = make_policy("budget", PolicySettings(rate=0.02))
+    fitted = policy.fit(ranges.accepting(of(odd.take(np.array([0])))))
+    assert policy.fit(ranges).judge(same).flagged.all()
+    assert fitted.judge(same).flagged.mean() < 0.05
+    assert fitted.judge(elsewhere).flagged.all()
 
 
 @pytest.mark.parametrize("name", ["range", "percentile", "budget"])
@@ -356,7 +369,7 @@ def test_accepted_conversations_say_nothing_of_a_role_they_lack(name: str) -> No
     ranges = calibrated(600)
     odd = traffic(200, seed=77)
     prompts = odd.take(np.flatnonzero(np.bincount(odd.row, odd.role, odd.conversations) == 0))
-    accepting = ranges.accepting(accept(ranges, prompts))
+    accepting = ranges.accepting(of(prompts))
     assert accepting.accepted is not None
     assert accepting.accepted.conversations.stretches[Role.ASSISTANT] == 0
     lower = replace(accepting, segments=_lowered(ranges), conversations=_lowered(ranges))
@@ -364,6 +377,11 @@ def test_accepted_conversations_say_nothing_of_a_role_they_lack(name: str) -> No
     alone = policy.fit(replace(lower, accepted=None)).bounds_of(Role.ASSISTANT)
     assert alone.max() < 0
     np.testing.assert_array_equal(policy.fit(lower).bounds_of(Role.ASSISTANT), alone)
+
+
+def of(segments: Segments) -> Ranges:
+    """Ranges of no more than these conversations."""
+    return EMPTY.plus(Stretches.of(segments))
 
 
 def _lowered(ranges: Ranges) -> Any:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 from collections import Counter
 from dataclasses import replace
@@ -20,6 +21,8 @@ from pipeline.learning import frozen
 from pipeline.place import Place
 from pipeline.slices import Slices
 from pipeline.state import State, asked_acts
+from schemas.ids import alert_id
+from schemas.records import Position
 from transforms.logs.times import EventTime
 from transforms.ranges.policies import PolicySettings, make_policy
 from transforms.ranges.snapshots import load_snapshot, save_snapshot
@@ -218,7 +221,7 @@ def test_what_was_accepted_is_not_flagged_again(
     assert ranges("accept", snapshot, *archive, *wrong, *new, *BY_ANN) == 2, "one is not there"
     other = ("--model", "another")
     assert ranges("accept", snapshot, *archive, *chosen, *other, *new, *BY_ANN) == 2
-    assert "no flagged alert or conversation" in capsys.readouterr().err
+    assert "no alert or conversation" in capsys.readouterr().err
     assert ranges("accept", snapshot, *archive, *chosen, *new, *BY_ANN) == 0
     assert (
         f"{len(alerts)} conversations of {MODEL} are to count as normal" in capsys.readouterr().err
@@ -246,6 +249,47 @@ def again(begun: Outcome, out: Path, job: Job) -> set[str]:
     """Ids of the alerts when the log is judged once more, by ranges that are given."""
     job = replace(job, archive=out / "archive", alerts=str(out / "alerts.jsonl"))
     return {alert["finding_info"]["uid"] for alert in run(job, out / "state").alerts()}
+
+
+def test_named_by_its_own_id_a_clean_conversation_is_accepted_too(
+    whole: Outcome, tmp_path: Path
+) -> None:
+    snapshot, out = tmp_path / "snapshot", tmp_path / "new"
+    save_snapshot(whole.ranges, snapshot, {"max_tokens": 160})
+    clean = [row["conversation_id"] for row in whole.rows("conversations") if is_clean(row)][:3]
+    chosen = ("--archive", whole.job.archive, "--alert", *clean, "--out", out)
+    assert ranges("accept", snapshot, *chosen, *BY_ANN) == 0
+    group = load_snapshot(out, whole.ranges.directions_hash).accepted
+    assert group is not None
+    assert group.conversations.total == 3
+
+
+def is_clean(row: Row) -> bool:
+    return bool(row["status"] == "clean")
+
+
+def test_it_is_said_which_alerts_would_not_come_again(
+    log: str, base_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Every conversation of the log is there twice, so the accepted one has a double."""
+    lines = (Path(log).parent / "0.jsonl").read_bytes().splitlines()
+    doubled = traffic.to_files(tmp_path / "doubled", [lines, lines])
+    policy = make_policy("budget", SETTINGS)
+    job, state = job_on(doubled, base_model, tmp_path, policy=policy), State(tmp_path / "state")
+    state.describe(job.description())
+    slices = Slices(job, state)
+    steps(slices)
+    begun = Outcome(job, slices.commit, {})
+    flagged = [row for row in begun.rows("conversations") if row["status"] == "flagged"]
+    highest = max(flagged, key=lambda row: row["score"])
+    position = Position(*(highest[name] for name in ("source", "partition", "offset")))
+    alert = alert_id(position, highest["directions_hash"], highest["policy"])
+    chosen = ("--archive", job.archive, "--alert", alert)
+    assert ranges("accept", state.root, *chosen, *BY_ANN) == 0
+    found = re.search(r"WARNING: of (\d+) others that are .* (\d+) would pass", errors(capsys))
+    assert found, "its double would"
+    assert 1 <= int(found[2]) <= int(found[1]) < len(flagged)
+    state.close()
 
 
 def test_accepted_in_a_state_takes_effect_when_an_epoch_closes(

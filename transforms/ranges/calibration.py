@@ -30,27 +30,6 @@ def calibrate(parts: Parts, empty: Ranges, folds: int = FOLDS) -> Ranges:
       empty: ranges of no traffic.
       folds: at least 2.
     """
-    return _cross_fitted(parts, empty, lambda others: others, folds)
-
-
-def accept(ranges: Ranges, segments: Segments, folds: int = FOLDS) -> Ranges:
-    """Conversations that were flagged and are normal all the same, as ranges of their own.
-
-    Each is scored as it would be if the others had been accepted before it.
-
-    Args:
-      ranges: by which they were judged.
-      segments: of the conversations.
-      folds: at least 2.
-    """
-    numbers = np.arange(segments.conversations)
-    return _cross_fitted(lambda: [(numbers, segments)], ranges.emptied(), ranges.accepting, folds)
-
-
-def _cross_fitted(
-    parts: Parts, empty: Ranges, judged_by: Callable[[Ranges], Ranges], folds: int
-) -> Ranges:
-    """Ranges of conversations, each scored by what the counts of the other folds make."""
     counted = [empty] * folds
     for numbers, segments in parts():
         stretches = Stretches.of(segments)
@@ -58,7 +37,7 @@ def _cross_fitted(
             counted[fold] = counted[fold].plus(stretches.of_conversations(numbers % folds == fold))
     policy = BudgetPolicy(PolicySettings())
     fitted = [
-        policy.fit(judged_by(reduce(Ranges.merged, counted[:fold] + counted[fold + 1 :])))
+        policy.fit(reduce(Ranges.merged, counted[:fold] + counted[fold + 1 :]))
         for fold in range(folds)
     ]
     ranges = reduce(Ranges.merged, counted)

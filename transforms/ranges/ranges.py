@@ -49,8 +49,8 @@ class Ranges:
       scores: what `budget` said of conversations before they were counted.
       judged: how many conversations were flagged or found clean while these were counted.
       flagged: of these; they are counted in nothing but the scores.
-      accepted: ranges of conversations that a person called normal, though they were flagged;
-        normal is what is within either. None: there are none.
+      accepted: ranges of conversations that a person called normal; normal is what is within
+        either. They have no scores: thresholds stay. None: there are none.
     """
 
     directions_hash: str

@@ -171,11 +171,7 @@ class BudgetPolicy:
         if ranges.behind_segments(role) < SETTLED:
             return None
         share = self._share(ranges.scores, role)
-        found = ranges.scores.conformal_threshold(role, share, self._rate, handicap)
-        if found is None or ranges.accepted is None:
-            return found
-        tally = ranges.accepted.scores.of_role(role).lowered(handicap)
-        return max(found, _highest_but(self._rate / len(Role), tally)) if tally.n else found
+        return ranges.scores.conformal_threshold(role, share, self._rate, handicap)
 
     def _share(self, scores: ScoreCounts, role: Role) -> Fraction:
         """A role's part of the rate: half, and the assistant's what the user's cannot use of it.
@@ -198,11 +194,6 @@ class BudgetPolicy:
     def _rate(self) -> Fraction:
         # By way of its decimal form 0.01 is a hundredth, not the float next to it.
         return Fraction(str(self.settings.rate))
-
-
-def _highest_but(rate: Fraction, tally: Tally) -> int:
-    """What the accepted scores exceed no more often than asked; none, where they are few."""
-    return tally.upper_end(min(ceil((tally.n + 1) * (1 - rate)), tally.n))
 
 
 SCORE_RULE: Final = f"{BudgetPolicy.name}/{BudgetPolicy.version}"

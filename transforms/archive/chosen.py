@@ -1,4 +1,4 @@
-"""Flagged conversations read back from the archive, by what a person names."""
+"""Conversations read back from the archive, by what a person names."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -19,16 +19,19 @@ from transforms.archive.segments import segments_of
 SHORTEST = 8
 """Characters of an alert's id that name it."""
 
+_ROWS_AT_ONCE = 1024
+
 _IDENTITY = ("source", "partition", "offset", "policy", "conversation_id")
 _ASKED = ("status", "directions_hash", "effective_time")
 
 
 @dataclass(frozen=True)
 class Choice:
-    """Which flagged conversations are meant.
+    """Which conversations are meant.
 
     Attributes:
-      ids: of their alerts, or the beginnings of these, or their own; none: any.
+      ids: of their alerts, or the beginnings of these, or their own, flagged or not; none: any that
+        were flagged.
       since: earliest effective time, milliseconds since 1970 UTC; None: any.
       until: the first that is too late; None: any.
     """
@@ -51,11 +54,12 @@ class Choice:
 
 @dataclass
 class Found:
-    """Flagged conversations, each once.
+    """Conversations, each once.
 
     Attributes:
       segments: of the conversations.
       ids: that named any of them.
+      positions: of their records.
     """
 
     segments: Segments
@@ -71,7 +75,7 @@ class Found:
         self.segments = Segments.joined([self.segments, segments_of(rows, directions).take(places)])
 
     def _is_new(self, row: dict[str, Any], directions_hash: str, choice: Choice) -> bool:
-        position = Position(row["source"], row["partition"], row["offset"])
+        position = _position(row)
         alert = alert_id(position, directions_hash, row["policy"])
         named = choice.named_by(alert, row["conversation_id"])
         if choice.ids and not named:
@@ -82,10 +86,10 @@ class Found:
         return is_new
 
 
-def read_flagged(
+def read_chosen(
     archive: Path, model: str, directions_hash: str, directions: int, choice: Choice
 ) -> Found:
-    """The chosen conversations of a model that were flagged.
+    """The chosen conversations of a model.
 
     Args:
       archive: root of the tables.
@@ -104,13 +108,31 @@ def read_flagged(
     return found
 
 
+def read_others(
+    archive: Path, model: str, directions_hash: str, directions: int, chosen: Found
+) -> Iterator[Segments]:
+    """All flagged conversations of a model but the chosen, in parts. Arguments, and what is raised,
+    as `read_chosen`; one that was judged twice comes twice.
+    """
+    for rows in _rows(archive, model, directions_hash, Choice()):
+        positions = map(_position, rows.select(list(_IDENTITY)).to_pylist())
+        others = np.flatnonzero([each not in chosen.positions for each in positions])
+        yield segments_of(rows, directions).take(others)
+
+
+def _position(row: dict[str, Any]) -> Position:
+    return Position(row["source"], row["partition"], row["offset"])
+
+
 def _rows(
     archive: Path, model: str, directions_hash: str, choice: Choice
 ) -> Iterator[pa.RecordBatch]:
     folder = archive / CONVERSATIONS / f"model={quote(model, safe='')}"
     if not folder.is_dir():
         return
-    wanted = (pc.field("status") == Status.FLAGGED.value) & pc.field("segment_role").is_valid()
+    named = pc.field("conversation_id").isin(pa.array(sorted(choice.ids), pa.string()))
+    wanted = (pc.field("status") == Status.FLAGGED.value) | named
+    wanted &= pc.field("segment_role").is_valid()
     wanted &= pc.field("directions_hash") == directions_hash
     for moment, compare in ((choice.since, pc.greater_equal), (choice.until, pc.less)):
         if moment is not None:
@@ -120,4 +142,5 @@ def _rows(
     names = (*_IDENTITY, *_ASKED, *SEGMENT_COLUMNS)
     schema = pa.schema([conversations_schema(1).field(name).with_nullable(True) for name in names])
     columns = [*_IDENTITY, *SEGMENT_COLUMNS]
-    yield from ds.dataset(folder, schema, "parquet").to_batches(columns=columns, filter=wanted)
+    dataset = ds.dataset(folder, schema, "parquet")
+    yield from dataset.to_batches(columns=columns, filter=wanted, batch_size=_ROWS_AT_ONCE)
