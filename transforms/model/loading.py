@@ -24,6 +24,7 @@ from transforms.model.adapter import (
     embedding_rows,
     folders_of,
 )
+from transforms.model.attention import attend_in_blocks
 from transforms.model.checkpoint import family_of, first_line, require_folder, tensors_of
 from transforms.model.families import FAMILIES
 from transforms.model.gated import compute_in_place
@@ -104,11 +105,13 @@ def _placed(trunk: nn.Module, device: torch.device, dtype: torch.dtype) -> nn.Mo
     for parameter in trunk.parameters():
         parameter.data = parameter.data.to(dtype)
     try:
-        return trunk.to(device=device).eval().requires_grad_(False)
+        trunk.to(device=device).eval().requires_grad_(False)
     except torch.OutOfMemoryError as error:
         raise RunFailedError(
             f"the model does not fit into the memory of {device}; see what else is in it"
         ) from error
+    attend_in_blocks(trunk)
+    return trunk
 
 
 def tokenizer_folder(base: Path | None, tuned: Tuned) -> Path:
