@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.state import asked_acts, model_names, newest_commit, ranges_path
+from pipeline.state import asked_acts, model_names, newest_commit, read_ranges
 from schemas.acts import Act
 from schemas.artefacts import read_json
 from schemas.commit import Commit, ModelState
@@ -57,17 +57,8 @@ class Place:
         return Calendar(self.commit.epoch_ms)
 
     def ranges(self, digest: str | None = None) -> Ranges:
-        """Its ranges of closed epochs, or others that it keeps.
-
-        Raises ConfigurationError where they cannot be read.
-        """
-        path = ranges_path(self.root, digest or self.held.ranges_hash)
-        try:
-            return Ranges.from_bytes(path.read_bytes())
-        except (OSError, ValueError) as error:
-            raise ConfigurationError(
-                f"{path} cannot be read ({short(error)}); restore the state from a backup"
-            ) from None
+        """Its ranges of closed epochs, or others that it keeps; raises as `read_ranges`."""
+        return read_ranges(self.root, digest or self.held.ranges_hash)
 
 
 def is_state(folder: Path) -> bool:
@@ -99,9 +90,9 @@ def names_in(root: Path, commit: Commit) -> list[str]:
     return named if set(named) <= commit.models.keys() else sorted(commit.models)
 
 
-def short(error: OSError | ValueError) -> str:
+def short(error: OSError) -> str:
     """What went wrong, without the path."""
-    return (error.strerror if isinstance(error, OSError) else None) or str(error)
+    return error.strerror or str(error)
 
 
 def _directions_hash(folder: Path) -> str:

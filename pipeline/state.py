@@ -130,8 +130,8 @@ class State:
         return ranges.hash
 
     def read_ranges(self, digest: str) -> Ranges:
-        """Ranges kept under this hash."""
-        return Ranges.from_bytes(self.ranges_path(digest).read_bytes())
+        """Ranges kept under this hash; raises as `read_ranges`."""
+        return read_ranges(self.root, digest)
 
     def _drop_old(self, commits: Iterable[Path]) -> None:
         for path in commits:
@@ -189,6 +189,21 @@ def ask(root: Path, act: Act, accepted: Ranges | None = None) -> None:
 def ranges_path(root: Path, digest: str) -> Path:
     """Where a state directory keeps ranges with this hash."""
     return root / "ranges" / f"{digest}.safetensors"
+
+
+def read_ranges(root: Path, digest: str) -> Ranges:
+    """Ranges that a state directory keeps under a hash.
+
+    Raises ConfigurationError where their file is not there, may not be read, or is damaged.
+    """
+    path = ranges_path(root, digest)
+    try:
+        return Ranges.from_bytes(path.read_bytes())
+    except (FileNotFoundError, PermissionError, ValueError) as error:
+        why = (error.strerror if isinstance(error, OSError) else None) or str(error)
+        raise ConfigurationError(
+            f"{path} cannot be read ({why}); restore the state from a backup"
+        ) from None
 
 
 def pending_plan(root: Path, newest: Commit | None) -> Plan | None:

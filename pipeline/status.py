@@ -13,7 +13,7 @@ from pipeline.state import (
     oldest_commit,
     pending_plan,
     policy_of,
-    ranges_path,
+    read_ranges,
 )
 from schemas.artefacts import read_json
 from schemas.client_properties import NOT_SECURED, ClientProperties
@@ -78,7 +78,7 @@ class Status:
 
     def _calibration(self) -> Iterator[str]:
         for name, held in self._models():
-            ranges = Ranges.from_bytes(ranges_path(self.root, held.ranges_hash).read_bytes())
+            ranges = read_ranges(self.root, held.ranges_hash)
             missing = self._policy.missing(ranges)
             for role in Role:
                 known = "NOT calibrated yet" if missing[role] else "calibrated"

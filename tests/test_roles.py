@@ -283,6 +283,25 @@ def test_turns_rendered_differently_when_they_are_last(
     assert decoded(with_template(template), [first, *TWO_ANSWERS]) == [user, assistant]
 
 
+@pytest.mark.parametrize("rendered_whole", [100, 1], ids=["short", "long"])
+@pytest.mark.parametrize("end", ["", "<|endoftext|>"], ids=["plain", "last turn marked"])
+@pytest.mark.parametrize("place", [1, 2, 3])
+def test_a_message_that_the_template_leaves_out_has_no_tokens(
+    with_template: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    rendered_whole: int,
+    end: str,
+    place: int,
+) -> None:
+    """As Phi-3.5's does with what a tool says."""
+    monkeypatch.setattr("transforms.model.roles.RENDERED_WHOLE", rendered_whole)
+    tokenizer = with_template(
+        CHATML.replace("messages %}", "messages if m.role != 'tool' %}") + end
+    )
+    said = [*TWO_ANSWERS[:place], Message("tool", "a user"), *TWO_ANSWERS[place:]]
+    assert decoded(tokenizer, said) == decoded(tokenizer, TWO_ANSWERS)
+
+
 @pytest.mark.parametrize("role", ["user", "assistant"])
 def test_nobody_ends_a_turn_by_his_own_words(with_template: Any, role: str) -> None:
     """Where reasoning is not left out, an end of reasoning is text like any other."""

@@ -21,6 +21,7 @@ from pipeline.learning import frozen
 from pipeline.place import Place
 from pipeline.slices import Slices
 from pipeline.state import State, asked_acts
+from schemas.errors import ConfigurationError
 from schemas.ids import alert_id
 from schemas.records import Position
 from transforms.logs.times import EventTime
@@ -431,6 +432,14 @@ def test_what_the_system_refuses_is_said_in_one_line(
         said = errors(capsys)
         assert words in said
         assert said.count("\n") == 1
+    (state / "acts").unlink()
+    held = State(state)
+    held.describe(whole.job.description())
+    assert main(["status", f"--state={state}"]) == 2
+    assert f"{damaged} cannot be read (not a safetensors file" in errors(capsys)
+    with pytest.raises(ConfigurationError, match="restore the state from a backup"):
+        Slices(whole.job, held)
+    held.close()
 
 
 def test_snapshots_are_merged_exactly(whole: Outcome, tmp_path: Path) -> None:

@@ -204,11 +204,23 @@ def _end(
         alone = rendered
     if last.role == "system":
         return before  # a template may put it elsewhere; all it may be put into is the user's side
+    if _is_left_out(tokenizer, messages[:count], alone):
+        return before
     ends = (_end_of_words(words, alone, text, before) for words in _words(last))
     end = next((each for each in ends if each is not None), None)
     if end is None:
         raise _unlike(count)
     return _token_begin(starts, end)
+
+
+def _is_left_out(tokenizer: Any, messages: Sequence[Message], rendered: str) -> bool:
+    """Whether a template makes nothing of the last message, as some do of a tool's result.
+
+    The model has then never seen it.
+    """
+    with suppress(TemplateError):
+        return len(messages) > 1 and _render(tokenizer, messages[:-1]) == rendered
+    return False
 
 
 def _token_begin(starts: NDArray[np.intp], character: int) -> int:
