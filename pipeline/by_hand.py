@@ -97,6 +97,8 @@ def _say_what_passes(
     """
     policy = (place and _policy(place)) or make_policy(DEFAULT_POLICY, PolicySettings())
     before, after = policy.fit(ranges), policy.fit(ranges.accepting(group))
+    if None in before.thresholds:
+        report.say("WARNING: not calibrated, so it cannot be told which other alerts would pass")
     flagged = passing = 0
     for segments in read_others(
         archive, model, ranges.directions_hash, ranges.segments.directions, found

@@ -84,7 +84,7 @@ class State:
             elif wanted(act):
                 taken.append(act)
                 if accepted.exists():
-                    self.write_ranges(Ranges.from_bytes(accepted.read_bytes()))
+                    self.write_ranges(_parsed(accepted))
         return taken
 
     def describe(self, job: dict[str, Any]) -> None:
@@ -130,8 +130,11 @@ class State:
         return ranges.hash
 
     def read_ranges(self, digest: str) -> Ranges:
-        """Ranges kept under this hash; raises as `read_ranges`."""
-        return read_ranges(self.root, digest)
+        """Ranges kept under this hash.
+
+        Raises ConfigurationError where their file is damaged, OSError where it cannot be read.
+        """
+        return _parsed(self.ranges_path(digest), digest)
 
     def _drop_old(self, commits: Iterable[Path]) -> None:
         for path in commits:
@@ -194,16 +197,25 @@ def ranges_path(root: Path, digest: str) -> Path:
 def read_ranges(root: Path, digest: str) -> Ranges:
     """Ranges that a state directory keeps under a hash.
 
-    Raises ConfigurationError where their file is not there, may not be read, or is damaged.
+    Raises ConfigurationError where their file cannot be read or is damaged.
     """
     path = ranges_path(root, digest)
     try:
-        return Ranges.from_bytes(path.read_bytes())
-    except (FileNotFoundError, PermissionError, ValueError) as error:
-        why = (error.strerror if isinstance(error, OSError) else None) or str(error)
-        raise ConfigurationError(
-            f"{path} cannot be read ({why}); restore the state from a backup"
-        ) from None
+        return _parsed(path, digest)
+    except OSError as error:
+        raise _unreadable(path, error.strerror or str(error)) from None
+
+
+def _parsed(path: Path, digest: str | None = None) -> Ranges:
+    """Ranges in a file; of what hash, where it is known."""
+    try:
+        return Ranges.from_bytes(path.read_bytes(), digest)
+    except ValueError as error:
+        raise _unreadable(path, str(error)) from None
+
+
+def _unreadable(path: Path, why: str) -> ConfigurationError:
+    return ConfigurationError(f"{path} cannot be read ({why}); restore the state from a backup")
 
 
 def pending_plan(root: Path, newest: Commit | None) -> Plan | None:

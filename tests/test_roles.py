@@ -285,7 +285,7 @@ def test_turns_rendered_differently_when_they_are_last(
 
 @pytest.mark.parametrize("rendered_whole", [100, 1], ids=["short", "long"])
 @pytest.mark.parametrize("end", ["", "<|endoftext|>"], ids=["plain", "last turn marked"])
-@pytest.mark.parametrize("place", [1, 2, 3])
+@pytest.mark.parametrize("place", range(4))
 def test_a_message_that_the_template_leaves_out_has_no_tokens(
     with_template: Any,
     monkeypatch: pytest.MonkeyPatch,
@@ -300,6 +300,38 @@ def test_a_message_that_the_template_leaves_out_has_no_tokens(
     )
     said = [*TWO_ANSWERS[:place], Message("tool", "a user"), *TWO_ANSWERS[place:]]
     assert decoded(tokenizer, said) == decoded(tokenizer, TWO_ANSWERS)
+
+
+def test_a_message_that_is_put_in_front_of_the_next_is_not_left_out(with_template: Any) -> None:
+    """Else its words would be the answer's."""
+    held_back = (
+        "{% set held = namespace(words='') %}{% for m in messages %}"
+        "{% if m.role == 'tool' %}{% set held.words = m.content %}"
+        "{% else %}[{{ m.role }}]{{ held.words }}{{ m.content }}|{% set held.words = '' %}"
+        "{% endif %}{% endfor %}!"
+    )
+    said = [*TWO_ANSWERS[:2], Message("tool", "result"), *TWO_ANSWERS[3:]]
+    with pytest.raises(TemplateError, match="turn 3"):
+        one(with_template(held_back), said)
+
+
+def test_turns_without_number_are_not_rendered_again_and_again(
+    with_template: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where a mark stands behind the last turn none is found at once."""
+    tokenizer, rendered = with_template(LAST_TURN_MARKED), []
+    plain = tokenizer.apply_chat_template
+    monkeypatch.setattr(
+        tokenizer,
+        "apply_chat_template",
+        lambda turns, **options: rendered.append(len(turns)) or plain(turns, **options),
+    )
+    counts = []
+    for turns in (200, 400):
+        rendered.clear()
+        one(tokenizer, [Message(role, "a") for role in ("user", "tool") * (turns // 2)])
+        counts.append(sum(rendered))
+    assert counts[1] - counts[0] < 8_000, "200 turns more, a few renderings of a few for each"
 
 
 @pytest.mark.parametrize("role", ["user", "assistant"])

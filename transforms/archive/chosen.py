@@ -75,7 +75,7 @@ class Found:
         self.segments = Segments.joined([self.segments, segments_of(rows, directions).take(places)])
 
     def _is_new(self, row: dict[str, Any], directions_hash: str, choice: Choice) -> bool:
-        position = _position(row)
+        position = Position(row["source"], row["partition"], row["offset"])
         alert = alert_id(position, directions_hash, row["policy"])
         named = choice.named_by(alert, row["conversation_id"])
         if choice.ids and not named:
@@ -111,17 +111,15 @@ def read_chosen(
 def read_others(
     archive: Path, model: str, directions_hash: str, directions: int, chosen: Found
 ) -> Iterator[Segments]:
-    """All flagged conversations of a model but the chosen, in parts. Arguments, and what is raised,
-    as `read_chosen`; one that was judged twice comes twice.
+    """All flagged conversations of a model but the chosen, each once, in parts.
+
+    Arguments, and what is raised, as `read_chosen`.
     """
+    others = Found(Segments.none(0, directions), positions=set(chosen.positions))
     for rows in _rows(archive, model, directions_hash, Choice()):
-        positions = map(_position, rows.select(list(_IDENTITY)).to_pylist())
-        others = np.flatnonzero([each not in chosen.positions for each in positions])
-        yield segments_of(rows, directions).take(others)
-
-
-def _position(row: dict[str, Any]) -> Position:
-    return Position(row["source"], row["partition"], row["offset"])
+        others.segments = Segments.none(0, directions)
+        others.add(rows, directions_hash, Choice())
+        yield others.segments
 
 
 def _rows(

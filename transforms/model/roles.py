@@ -204,8 +204,8 @@ def _end(
         alone = rendered
     if last.role == "system":
         return before  # a template may put it elsewhere; all it may be put into is the user's side
-    if _is_left_out(tokenizer, messages[:count], alone):
-        return before
+    if last.role == "tool" and count <= RENDERED_WHOLE and _is_left_out(tokenizer, messages, count):
+        return before  # beyond, the piece that it became is empty, and so has been found
     ends = (_end_of_words(words, alone, text, before) for words in _words(last))
     end = next((each for each in ends if each is not None), None)
     if end is None:
@@ -213,13 +213,16 @@ def _end(
     return _token_begin(starts, end)
 
 
-def _is_left_out(tokenizer: Any, messages: Sequence[Message], rendered: str) -> bool:
-    """Whether a template makes nothing of the last message, as some do of a tool's result.
+def _is_left_out(tokenizer: Any, messages: Sequence[Message], count: int) -> bool:
+    """Whether the text is the same without message number `count`; its model has not seen it then.
 
-    The model has then never seen it.
+    That it adds nothing when it is last would not do: a template may put it in front of a later
+    one, though hardly RENDERED_WHOLE later.
     """
+    seen = messages[: 2 * RENDERED_WHOLE]
     with suppress(TemplateError):
-        return len(messages) > 1 and _render(tokenizer, messages[:-1]) == rendered
+        without = _render(tokenizer, [*seen[: count - 1], *seen[count:]])
+        return without == _render(tokenizer, seen)
     return False
 
 

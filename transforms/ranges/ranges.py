@@ -150,19 +150,25 @@ class Ranges:
         return save(self._arrays(), {_METADATA_KEY: self._identity().decode("ascii")})
 
     @staticmethod
-    def from_bytes(data: bytes) -> "Ranges":
-        """Read back what `to_bytes` gave. Raises ValueError, in one line, for anything else."""
+    def from_bytes(data: bytes, expected: str | None = None) -> "Ranges":
+        """Read back what `to_bytes` gave. Raises ValueError, in one line, for anything else.
+
+        So it does for what has another hash than `expected`; of former formats none is known.
+        """
         try:
             arrays = load(data)
             identity = _metadata(data)
             if identity["format"] not in _READERS:
                 raise ValueError(f"format {identity['format']}, newer than {FORMAT}")
             read = _READERS[identity["format"]]
-            return read(identity["directions_hash"], identity["model"], arrays)
+            ranges = read(identity["directions_hash"], identity["model"], arrays)
         except SafetensorError as error:
             raise ValueError(f"not a safetensors file ({error})") from None
         except KeyError as error:
             raise ValueError(f"not ranges: {error} is missing") from None
+        if identity["format"] == FORMAT and expected not in (None, ranges.hash):
+            raise ValueError("its content has another hash than its name")
+        return ranges
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Pickled between Beam's workers, where dense histograms would be ten times the size.
