@@ -54,8 +54,7 @@ def print_lengths(title: str, found: Mapping[str, Figures], sizes: Mapping[str, 
 
 
 def print_foreign(title: str, found: Mapping[str, Figures], sizes: Mapping[str, int]) -> None:
-    """By kind, in percent: flagged of it and of other sets, before and after `accept`,
-    of any or of alerts only."""
+    """By kind, in percent: flagged of it and of others, before and after `accept` (see `splits`)."""
     columns = list(next(iter(found.values())))
     rows = (
         [f"{kind} ({sizes[kind]})", *(share(row[column]) for column in columns)]
