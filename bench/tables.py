@@ -54,7 +54,7 @@ def print_lengths(title: str, found: Mapping[str, Figures], sizes: Mapping[str, 
 
 
 def print_foreign(title: str, found: Mapping[str, Figures], sizes: Mapping[str, int]) -> None:
-    """By kind, in percent: flagged of it and of others, before and after `accept` (see `splits`)."""
+    """By kind, in percent: flagged of it and of others; columns as `measure_foreign` has them."""
     columns = list(next(iter(found.values())))
     rows = (
         [f"{kind} ({sizes[kind]})", *(share(row[column]) for column in columns)]
