@@ -79,11 +79,10 @@ def _found(archive: Path, model: str, ranges: Ranges, choice: Choice) -> Found:
     found = read_chosen(archive, model, ranges.directions_hash, ranges.segments.directions, choice)
     unknown = sorted(choice.ids - found.ids)
     if unknown or not found.segments.conversations:
-        named = "flagged conversation of that time"
-        what = f"alert or conversation {unknown[0]!r}" if unknown else named
+        by_id = f"alert or conversation {unknown[0]!r}" if unknown else None
         raise ConfigurationError(
-            f"{archive} holds no {what} of model {model}; rows appear once their epoch "
-            "has closed, and --model says under which name"
+            f"{archive} holds no {by_id or 'flagged conversation of that time'} of model {model}; "
+            "rows appear once their epoch has closed, and --model says under which name"
         )
     return found
 

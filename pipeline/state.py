@@ -132,7 +132,8 @@ class State:
     def read_ranges(self, digest: str) -> Ranges:
         """Ranges kept under this hash.
 
-        Raises ConfigurationError where their file is damaged, OSError where it cannot be read.
+        Raises ConfigurationError where their file is damaged, and OSError, after which a job tries
+        again, where it cannot be read.
         """
         return _parsed(self.ranges_path(digest), digest)
 

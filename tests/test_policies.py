@@ -354,13 +354,13 @@ def test_one_accepted_conversation_raises_no_threshold() -> None:
     """However high its score: what is as high elsewhere is flagged as before."""
     ranges, other = calibrated(600), traffic(200, seed=77)
     other = other.take(np.unique(other.row[other.role == Role.USER]))
-    odd, same, elsewhere = (
-        moved(other, other.role == Role.USER, direction, 12_000) for direction in (2, 2, 3)
+    odd, elsewhere = (
+        moved(other, other.role == Role.USER, direction, 12_000) for direction in (2, 3)
     )
     policy = make_policy("budget", PolicySettings(rate=0.02))
     fitted = policy.fit(ranges.accepting(of(odd.take(np.array([0])))))
-    assert policy.fit(ranges).judge(same).flagged.all()
-    assert fitted.judge(same).flagged.mean() < 0.05
+    assert policy.fit(ranges).judge(odd).flagged.all()
+    assert fitted.judge(odd).flagged.mean() < 0.05
     assert fitted.judge(elsewhere).flagged.all()
 
 

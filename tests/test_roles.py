@@ -315,7 +315,7 @@ def test_a_message_that_is_put_in_front_of_the_next_is_not_left_out(with_templat
         one(with_template(held_back), said)
 
 
-def test_turns_without_number_are_not_rendered_again_and_again(
+def test_a_long_conversation_is_not_rendered_whole_for_every_turn(
     with_template: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Where a mark stands behind the last turn none is found at once."""
